@@ -48,10 +48,10 @@ test('escape sequences are kept as they came and shown harmless', () => {
 
 test('reading a name reads its subtree, in the order of writing', () => {
   const log = createLogStore({ clock: manualClock() });
-  log.append('services.etcd', 'info', 'one');
-  log.append('services', 'info', 'two');
-  log.append('services-other', 'info', 'three');
-  log.append('services.etcd', 'error', 'four');
+  log.append('services.etcd', 'INFO', 'one');
+  log.append('services', 'INFO', 'two');
+  log.append('services-other', 'INFO', 'three');
+  log.append('services.etcd', 'ERROR', 'four');
   assert.deepEqual(texts(log.read({ name: 'services' })), ['one', 'two', 'four']);
   assert.deepEqual(texts(log.read({ name: 'services.etcd', tail: 1 })), ['four']);
   assert.deepEqual(texts(log.read({ tail: 2 })), ['three', 'four']);
@@ -59,8 +59,8 @@ test('reading a name reads its subtree, in the order of writing', () => {
 
 test('a ring forgets its oldest entries to stay in its bytes, and only its own', () => {
   const log = createLogStore({ clock: manualClock(), bytesPerName: 10_000 });
-  log.append('quiet', 'info', 'kept');
-  for (let i = 0; i < 1000; i++) log.append('loud', 'info', `line ${i} ${'x'.repeat(100)}`);
+  log.append('quiet', 'INFO', 'kept');
+  for (let i = 0; i < 1000; i++) log.append('loud', 'INFO', `line ${i} ${'x'.repeat(100)}`);
   const loud = log.read({ name: 'loud' });
   assert.ok(loud.length > 30 && loud.length < 60, `${loud.length} entries kept`);
   assert.match(loud.at(-1)?.text ?? '', /^line 999 /);
@@ -70,7 +70,7 @@ test('a ring forgets its oldest entries to stay in its bytes, and only its own',
 test('a flood of output loses its own lines and the log says how many', async () => {
   const clock = manualClock();
   const log = createLogStore({ clock, linesPerSecond: 10, burstLines: 5 });
-  const output = log.capture('loud', 'info');
+  const output = log.capture('loud', 'INFO');
   output.push(Buffer.from('line\n'.repeat(50)));
   assert.equal(log.read({ name: 'loud' }).length, 5);
   await clock.advance(1000);
@@ -83,13 +83,13 @@ test('a follower gets what was there, then what comes, then ends when told', asy
   const log = createLogStore({ clock: manualClock() });
   const stop = new AbortController();
   const seen: string[] = [];
-  log.append('a', 'info', 'before');
+  log.append('a', 'INFO', 'before');
   const following = (async () => {
     for await (const entry of log.follow({ name: 'a' }, stop.signal)) seen.push(entry.text);
   })();
   await settle();
-  log.append('b', 'info', 'another name');
-  log.append('a', 'info', 'after');
+  log.append('b', 'INFO', 'another name');
+  log.append('a', 'INFO', 'after');
   await settle();
   assert.deepEqual(seen, ['before', 'after']);
   stop.abort();
@@ -100,9 +100,9 @@ test('a follower that is too slow loses entries and is told how many', async () 
   const log = createLogStore({ clock: manualClock(), followerQueue: 3 });
   const stop = new AbortController();
   const reader = log.follow({ name: 'a' }, stop.signal);
-  log.append('a', 'info', 'first');
+  log.append('a', 'INFO', 'first');
   assert.equal((await reader.next()).value?.text, 'first');
-  for (let i = 0; i < 10; i++) log.append('a', 'info', `line ${i}`);
+  for (let i = 0; i < 10; i++) log.append('a', 'INFO', `line ${i}`);
   const seen: (string | undefined)[] = [];
   for (let i = 0; i < 4; i++) seen.push((await reader.next()).value?.text);
   assert.deepEqual(seen, ['line 0', 'line 1', 'line 2', 'this reader was too slow: 7 entries are missing here']);

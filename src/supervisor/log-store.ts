@@ -8,7 +8,7 @@
 import { systemClock, type Clock } from './clock.ts';
 import { lineSplitter, MAX_LINE_BYTES, type LineSplitter } from './log-lines.ts';
 
-export type Severity = 'debug' | 'info' | 'warning' | 'error';
+export type Severity = 'DEBUG' | 'INFO' | 'WARNING' | 'ERROR';
 
 export interface LogEntry {
   name: string;
@@ -119,7 +119,7 @@ export function createLogStore(options: LogStoreOptions = {}): LogStore {
     ring.cancelNotice = null;
     const { dropped } = ring;
     ring.dropped = 0;
-    if (dropped > 0) append(name, 'warning', `dropped ${dropped} lines: more than ${linesPerSecond} a second`);
+    if (dropped > 0) append(name, 'WARNING', `dropped ${dropped} lines: more than ${linesPerSecond} a second`);
   };
 
   const appendLimited = (name: string, severity: Severity, text: string) => {
@@ -173,7 +173,7 @@ export function createLogStore(options: LogStoreOptions = {}): LogStore {
         if (lost > 0) {
           const name = query.name ?? 'log';
           const text = `this reader was too slow: ${lost} entries are missing here`;
-          yield { name, severity: 'warning', atMs: clock.nowMs(), wallMs: clock.wallMs(), text };
+          yield { name, severity: 'WARNING', atMs: clock.nowMs(), wallMs: clock.wallMs(), text };
         }
         // Nothing can be lost between the test and the wait: both run in one turn of the event loop.
         if (queue.length === 0 && dropped === 0 && !signal.aborted) {
@@ -191,10 +191,10 @@ export function createLogStore(options: LogStoreOptions = {}): LogStore {
   return {
     append,
     logger: (name) => ({
-      debug: (text) => append(name, 'debug', text),
-      info: (text) => append(name, 'info', text),
-      warning: (text) => append(name, 'warning', text),
-      error: (text) => append(name, 'error', text),
+      debug: (text) => append(name, 'DEBUG', text),
+      info: (text) => append(name, 'INFO', text),
+      warning: (text) => append(name, 'WARNING', text),
+      error: (text) => append(name, 'ERROR', text),
     }),
     capture: (name, severity) => lineSplitter((text) => appendLimited(name, severity, text)),
     read,

@@ -309,7 +309,7 @@ class Tree {
     instance.died = true;
     node.deaths = healthyMs >= FORGIVEN_AFTER_HEALTHY_MS ? 1 : node.deaths + 1;
     node.lastExit = reason;
-    this.#log.append(node.name, 'error', `died: ${reason}`);
+    this.#log.append(node.name, 'ERROR', `died: ${reason}`);
     node.group.failing = true;
     for (const member of node.group.members) {
       if (member.instance !== null) this.#cancel(member.instance, new Error(`${node.name} died`));
@@ -355,7 +355,7 @@ class Tree {
     const names = group.members.map((node) => node.name).join(', ');
     const first = group.members[0];
     if (first !== undefined) {
-      this.#log.append(first.name, 'info', `starting ${names} again in ${(delayMs / 1000).toFixed(1)} s`);
+      this.#log.append(first.name, 'INFO', `starting ${names} again in ${(delayMs / 1000).toFixed(1)} s`);
     }
     group.cancelTimer = this.#clock.schedule(delayMs, () => {
       group.cancelTimer = null;
@@ -412,7 +412,7 @@ class Tree {
       return;
     }
     node.lastExit = `did not stop within ${deadlineMs} ms`;
-    this.#log.append(node.name, 'error', node.lastExit);
+    this.#log.append(node.name, 'ERROR', node.lastExit);
     leftBehind.push(node.name);
   }
 
