@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { createHash, generateKeyPairSync, X509Certificate } from 'node:crypto';
+import { createHash, generateKeyPairSync, type KeyObject, X509Certificate } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -22,13 +22,18 @@ const file = (name: string, text: string): string => {
   writeFileSync(path, text);
   return path;
 };
-const ec = generateKeyPairSync('ec', { namedCurve: 'P-256' });
-const leafKey = generateKeyPairSync('ec', { namedCurve: 'P-256' });
-const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 });
+interface Keys {
+  publicKey: KeyObject;
+  privateKey: KeyObject;
+}
+
+const ec: Keys = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+const leafKey: Keys = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+const rsa: Keys = generateKeyPairSync('rsa', { modulusLength: 2048 });
 const validity = { notBefore: new Date('2025-01-01T00:00:00Z'), notAfter: new Date('2099-01-01T00:00:00Z') };
 const caName = { organization: 'ashlar', commonName: 'test CA' };
 
-function ca(keys: typeof ec, overrides: Partial<CertificateOptions> = {}): string {
+function ca(keys: Keys, overrides: Partial<CertificateOptions> = {}): string {
   return createCertificate({
     subject: caName,
     publicKey: keys.publicKey,
@@ -41,7 +46,7 @@ function ca(keys: typeof ec, overrides: Partial<CertificateOptions> = {}): strin
   });
 }
 
-function leaf(issuerKeys: typeof ec): string {
+function leaf(issuerKeys: Keys): string {
   return createCertificate({
     subject: { organization: 'ashlar-node', commonName: 'node-Ω' },
     publicKey: leafKey.publicKey,
