@@ -61,7 +61,7 @@ test('input that the program does not read is no failure', async () => {
   assert.equal((await runProcess('true', [], { input: Buffer.alloc(1 << 20) })).code, 0);
 });
 
-test('an abort ends the program and what it started', async () => {
+test('an abort ends the program and what it started', { timeout: 15_000 }, async () => {
   const abort = new AbortController();
   let grandchild = 0;
   const running = runProcess('/bin/sh', ['-c', 'sleep 300 & echo $!; wait'], {
