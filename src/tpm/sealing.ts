@@ -1,0 +1,214 @@
+/**
+ * Sealing a secret to this TPM, this machine state and images of the policy key.
+ *
+ *   authPolicy = PolicyAuthorize(policy key, policyRef)    any image the policy key vouches for, before leave-initrd
+ *              ∘ PolicyPCR(7, 12, 13, 15)                  this Secure Boot state; 12 = 13 = 15 = 0
+ *
+ * PCR 12 and 13 are bound as zero because firmware strings (SMBIOS) and files on the ESP can add to the kernel command
+ * line without moving any other PCR. PCR 15 is bound as zero so that nothing unseals once a volume has been opened.
+ */
+import { timingSafeEqual } from 'node:crypto';
+import {
+  authorizationDigest,
+  type PcrSignature,
+  policyAuthorizeDigest,
+  policyKeyPublic,
+  policyPcrDigest,
+} from './policy-key.ts';
+import { encodePcrSelections, TPM_ALG } from './structures.ts';
+import type { SealedObject, StorageRootKey, Tpm, TpmHandle } from './tpm.ts';
+import { isTpmError, TPM_RC } from './tss.ts';
+
+/** PCRs bound by value, ascending. */
+export const SEALED_PCRS = [7, 12, 13, 15] as const;
+/** PCRs that must be zero when sealing and unsealing. */
+export const ZERO_PCRS = [12, 13, 15] as const;
+/** The PCR that the policy key signs: the image's contents and its boot phase. */
+export const IMAGE_PCR = 11;
+
+export interface SealingPolicy {
+  readonly policyKeyPem: string;
+  readonly policyRef: string;
+}
+
+/** Why a secret was not sealed or unsealed, for callers that branch. */
+export type SealingFailure = 'pcr-not-zero' | 'pcr-7-changed' | 'image-not-allowed' | 'another-tpm' | 'policy-not-met';
+
+export class SealingError extends Error {
+  override readonly name = 'SealingError';
+  readonly failure: SealingFailure;
+
+  constructor(failure: SealingFailure, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.failure = failure;
+  }
+}
+
+/** A secret sealed at some state of the machine. Nothing in it is secret. */
+export interface SealedSecret extends SealedObject {
+  /** The name of the storage root key it was sealed below: another TPM has another. */
+  readonly storageRootKeyName: Uint8Array;
+  /** PCR 7 at sealing, only to explain a later refusal. */
+  readonly pcr7: Uint8Array;
+}
+
+/** Refuses when PCR 12, 13 or 15 is not zero, and says which and what that means. */
+export function requireZeroPcrs(pcrs: ReadonlyMap<number, Uint8Array>): void {
+  for (const index of ZERO_PCRS) {
+    const value = pcrs.get(index) ?? new Uint8Array();
+    if (value.length === 32 && value.every((byte) => byte === 0)) continue;
+    throw new SealingError(
+      'pcr-not-zero',
+      `PCR ${index} is ${Buffer.from(value).toString('hex')}, expected 0: ${ZERO_PCR_REASONS[index]}`,
+    );
+  }
+}
+
+const ZERO_PCR_REASONS: Record<(typeof ZERO_PCRS)[number], string> = {
+  12:
+    'something was added to the kernel command line or credentials (SMBIOS strings of type 11, files in loader/ on the ' +
+    'ESP, or a boot loader); remove it and restart',
+  13: 'a system extension was added beside the image (files in loader/ on the ESP); remove it and restart',
+  15: 'a volume was opened already since power-on; restart the machine',
+};
+
+/**
+ * Seals `secret` (at most 128 bytes) to the TPM's present state.
+ *
+ * The caller has checked that Secure Boot is on. Throws `SealingError` (`pcr-not-zero`) or `TpmError`.
+ */
+export function sealSecret(tpm: Tpm, rootKey: StorageRootKey, secret: Uint8Array, policy: SealingPolicy): SealedSecret {
+  const pcrs = tpm.readPcrs(SEALED_PCRS);
+  requireZeroPcrs(pcrs);
+  const pcr7 = pcrs.get(7) ?? Buffer.alloc(0);
+  if (pcr7.every((byte) => byte === 0)) {
+    throw new SealingError(
+      'policy-not-met',
+      'PCR 7 is 0: the firmware has not measured Secure Boot into the SHA-256 bank; enable it in the firmware settings',
+    );
+  }
+  using session = tpm.encryptedSession(rootKey);
+  const sealed = tpm.seal(rootKey, session, { secret, authPolicy: sealingPolicyDigest(policy, pcrs) });
+  return { ...sealed, storageRootKeyName: rootKey.name, pcr7 };
+}
+
+/** The policy digest that {@link sealSecret} binds, for given PCR values. Pure. */
+export function sealingPolicyDigest(policy: SealingPolicy, pcrs: ReadonlyMap<number, Uint8Array>): Buffer {
+  const values = SEALED_PCRS.map((index) => {
+    const value = pcrs.get(index);
+    if (value === undefined) throw new RangeError(`cannot compute the sealing policy: PCR ${index} is not given`);
+    return value;
+  });
+  return policyPcrDigest(
+    policyAuthorizeDigest(policy.policyKeyPem, Buffer.from(policy.policyRef, 'utf8')),
+    encodePcrSelections([{ hash: TPM_ALG.sha256, pcrs: SEALED_PCRS }]),
+    values,
+  );
+}
+
+/**
+ * Unseals what {@link sealSecret} has sealed. Wipe the result after use.
+ *
+ * @param signatures the image's PCR 11 signatures by the policy key; the one that matches the present PCR 11 is used
+ *
+ * Throws `SealingError`, or `TpmError` for what has no better explanation.
+ */
+export function unsealSecret(
+  tpm: Tpm,
+  rootKey: StorageRootKey,
+  sealed: SealedSecret,
+  policy: SealingPolicy,
+  signatures: readonly PcrSignature[],
+): Buffer {
+  requireSameTpm(rootKey, sealed);
+  const pcrs = tpm.readPcrs([...SEALED_PCRS, IMAGE_PCR]);
+  requireZeroPcrs(pcrs);
+  using session = tpm.encryptedSession(rootKey);
+  using object = loadSealed(tpm, rootKey, session, sealed);
+  using policySession = tpm.policySession(rootKey);
+  authorizeImage(tpm, policySession, policy, signatures, pcrs);
+  tpm.policyPcr(policySession, SEALED_PCRS);
+  try {
+    return tpm.unseal(object, policySession);
+  } catch (error) {
+    if (!isTpmError(error, TPM_RC.policyFail)) throw error;
+    const now = pcrs.get(7) ?? Buffer.alloc(0);
+    if (Buffer.compare(now, sealed.pcr7) !== 0) {
+      throw new SealingError(
+        'pcr-7-changed',
+        `PCR 7 is ${now.toString('hex')}, the key was sealed to ${Buffer.from(sealed.pcr7).toString('hex')}: ` +
+          'Secure Boot was switched off, its keys or revocation list changed, or the image was signed with another key',
+        { cause: error },
+      );
+    }
+    throw new SealingError('policy-not-met', `the TPM finds the sealing policy not met: ${error.message}`, {
+      cause: error,
+    });
+  }
+}
+
+function requireSameTpm(rootKey: StorageRootKey, sealed: SealedSecret): void {
+  const { name } = rootKey;
+  const same = name.length === sealed.storageRootKeyName.length && timingSafeEqual(name, sealed.storageRootKeyName);
+  if (!same) {
+    throw new SealingError(
+      'another-tpm',
+      `it was sealed below storage root key ${shortName(sealed.storageRootKeyName)}, this TPM has ${shortName(name)}: ` +
+        'the disk was moved, the TPM was replaced, or it was cleared',
+    );
+  }
+}
+
+function loadSealed(tpm: Tpm, rootKey: StorageRootKey, session: TpmHandle, sealed: SealedSecret): TpmHandle {
+  try {
+    return tpm.load(rootKey, session, sealed);
+  } catch (error) {
+    if (!isTpmError(error, TPM_RC.integrity)) throw error;
+    throw new SealingError('another-tpm', `the TPM does not recognise the sealed key: ${error.message}`, {
+      cause: error,
+    });
+  }
+}
+
+/** PolicyPCR(11), then PolicyAuthorize with the signature over exactly that. */
+function authorizeImage(
+  tpm: Tpm,
+  session: TpmHandle,
+  policy: SealingPolicy,
+  signatures: readonly PcrSignature[],
+  pcrs: ReadonlyMap<number, Uint8Array>,
+): void {
+  using key = tpm.loadExternal(policyKeyPublic(policy.policyKeyPem));
+  tpm.policyPcr(session, [IMAGE_PCR]);
+  const reached = tpm.policyDigest(session);
+  const signed = signatures.find((candidate) => reached.equals(candidate.policy));
+  if (signed === undefined) {
+    throw new SealingError(
+      'image-not-allowed',
+      `PCR 11 is ${Buffer.from(pcrs.get(IMAGE_PCR) ?? []).toString('hex')}, for which the image brings no signature of ` +
+        'the policy key: the initrd phase is over already (restart), or the image was altered',
+    );
+  }
+  try {
+    const ticket = tpm.verifySignature(key, authorizationDigest(signed.policy, signed.policyRef), signed.signature);
+    tpm.policyAuthorize(session, {
+      approvedPolicy: signed.policy,
+      policyRef: signed.policyRef,
+      keyName: key.name,
+      ticket,
+    });
+  } catch (error) {
+    if (!isTpmError(error, TPM_RC.signature, TPM_RC.value)) throw error;
+    throw new SealingError(
+      'image-not-allowed',
+      `the image's PCR 11 signature is not of the policy key: ${error.message}`,
+      {
+        cause: error,
+      },
+    );
+  }
+}
+
+function shortName(name: Uint8Array): string {
+  return `${Buffer.from(name.subarray(2, 10)).toString('hex')}…`;
+}

@@ -1,0 +1,301 @@
+/**
+ * The one place that loads tpm2-tss (4.1 on the node; any 3.x or 4.x has the same ABI for what is used here).
+ *
+ *   wire bytes ── Tss2_MU_X_Unmarshal ──▶ opaque C structure ── Esys_Command ──▶ TPM
+ *   wire bytes ◀── Tss2_MU_X_Marshal ──── opaque C structure ◀──────┘
+ *
+ * So TypeScript knows only wire format (`structures.ts`) and no C layout. Calls block; they belong in a Worker.
+ *
+ * The libraries are bound with RTLD_DEEPBIND: Node.js exports its own OpenSSL's symbols, and tpm2-tss must find those of
+ * the libcrypto.so.3 it was linked with, not these.
+ *
+ * tpm2-tss writes its log to stderr unless the environment has `TSS2_LOG=all+NONE` before the first call.
+ */
+import koffi from 'koffi';
+
+/** Larger than any structure used here (the largest, TPMS_CAPABILITY_DATA, is about 4 KiB). */
+const STRUCTURE_BYTES = 16 * 1024;
+const POINTER_BYTES = 8;
+
+/** ESYS_TR constants (tss2_esys.h). PCR n has the handle n. */
+export const ESYS = {
+  password: 0x0ff,
+  none: 0xfff,
+  ownerHierarchy: 0x101,
+  nullHierarchy: 0x107,
+} as const;
+
+/** Structures that go in. */
+type InputStructure =
+  | 'TPM2B_SENSITIVE_CREATE'
+  | 'TPM2B_PUBLIC'
+  | 'TPM2B_PRIVATE'
+  | 'TPM2B_DATA'
+  | 'TPM2B_DIGEST'
+  | 'TPM2B_NONCE'
+  | 'TPM2B_NAME'
+  | 'TPML_PCR_SELECTION'
+  | 'TPML_DIGEST_VALUES'
+  | 'TPMT_SIGNATURE'
+  | 'TPMT_SYM_DEF'
+  | 'TPMT_TK_VERIFIED';
+
+/** Structures that come out. */
+type OutputStructure =
+  | 'TPM2B_PUBLIC'
+  | 'TPM2B_PRIVATE'
+  | 'TPM2B_NAME'
+  | 'TPM2B_DIGEST'
+  | 'TPM2B_SENSITIVE_DATA'
+  | 'TPML_DIGEST'
+  | 'TPML_PCR_SELECTION'
+  | 'TPMS_CAPABILITY_DATA'
+  | 'TPMT_TK_VERIFIED';
+
+type NativeArgument = number | bigint | string | Uint8Array | null;
+type NativeFunction = (...args: NativeArgument[]) => unknown;
+
+/** Three optional session handles, as every command takes. */
+const SESSIONS = 'uint32_t s1, uint32_t s2, uint32_t s3';
+
+/** Everything is passed as an integer or an address; outputs are addresses of buffers that receive a pointer or value. */
+const COMMANDS = {
+  Esys_Startup: 'uint16_t type',
+  Esys_GetCapability: `${SESSIONS}, uint32_t capability, uint32_t property, uint32_t count, void *more, void *data`,
+  Esys_GetRandom: `${SESSIONS}, uint16_t count, void *bytes`,
+  Esys_PCR_Read: `${SESSIONS}, void *selection, void *counter, void *read, void *values`,
+  Esys_PCR_Extend: `uint32_t pcr, ${SESSIONS}, void *digests`,
+  Esys_CreatePrimary: `uint32_t parent, ${SESSIONS}, void *sensitive, void *template, void *outside, void *pcrs, void *object, void *public, void *creation, void *hash, void *ticket`,
+  Esys_Create: `uint32_t parent, ${SESSIONS}, void *sensitive, void *template, void *outside, void *pcrs, void *private, void *public, void *creation, void *hash, void *ticket`,
+  Esys_Load: `uint32_t parent, ${SESSIONS}, void *private, void *public, void *object`,
+  Esys_LoadExternal: `${SESSIONS}, void *private, void *public, uint32_t hierarchy, void *object`,
+  Esys_EvictControl: `uint32_t auth, uint32_t object, ${SESSIONS}, uint32_t persistent, void *result`,
+  Esys_VerifySignature: `uint32_t key, ${SESSIONS}, void *digest, void *signature, void *ticket`,
+  Esys_StartAuthSession: `uint32_t key, uint32_t bind, ${SESSIONS}, void *nonce, uint8_t type, void *symmetric, uint16_t hash, void *session`,
+  Esys_TRSess_SetAttributes: 'uint32_t session, uint8_t attributes, uint8_t mask',
+  Esys_PolicyPCR: `uint32_t session, ${SESSIONS}, void *digest, void *selection`,
+  Esys_PolicyAuthorize: `uint32_t session, ${SESSIONS}, void *approved, void *reference, void *name, void *ticket`,
+  Esys_PolicyGetDigest: `uint32_t session, ${SESSIONS}, void *digest`,
+  Esys_Unseal: `uint32_t object, ${SESSIONS}, void *data`,
+  Esys_FlushContext: 'uint32_t object',
+  Esys_TR_FromTPMPublic: `uint32_t handle, ${SESSIONS}, void *object`,
+  Esys_TR_GetName: 'uint32_t object, void *name',
+} as const;
+
+export type Command = keyof typeof COMMANDS;
+
+/** A command that the TPM or its software stack refused. */
+export class TpmError extends Error {
+  override readonly name = 'TpmError';
+  readonly command: string;
+  /** TSS2_RC: the layer in bits 16–23, the code below. */
+  readonly code: number;
+
+  constructor(command: string, code: number, decoded: string) {
+    super(`cannot ${command}: ${decoded} (0x${code.toString(16)})`);
+    this.command = command;
+    this.code = code;
+  }
+}
+
+/** Response codes a caller branches on, without parameter, handle or session number (Part 2, 6.6.3). */
+export const TPM_RC = {
+  initialize: 0x100,
+  disabled: 0x120,
+  value: 0x084,
+  handle: 0x08b,
+  badAuth: 0x0a2,
+  authFail: 0x08e,
+  policyFail: 0x09d,
+  signature: 0x09b,
+  integrity: 0x09f,
+  retry: 0x922,
+  yielded: 0x908,
+  testing: 0x90a,
+  lockout: 0x921,
+} as const;
+
+/** The TPM's own code without the number of the parameter, handle or session; undefined for an error of the stack. */
+export function tpmResponseCode(code: number): number | undefined {
+  const layer = (code >>> 16) & 0xff;
+  // Layer 0 is the TPM; 11 and 12 are resource managers in the stack or the kernel, passing on a TPM format code.
+  if (layer !== 0 && layer !== 11 && layer !== 12) return undefined;
+  const low = code & 0xfff;
+  return low & 0x080 ? low & 0x0bf : low;
+}
+
+export function isTpmError(error: unknown, ...codes: number[]): error is TpmError {
+  if (!(error instanceof TpmError)) return false;
+  const code = tpmResponseCode(error.code);
+  return code !== undefined && codes.includes(code);
+}
+
+/** How often and after which pauses a busy TPM is asked again; the sum is about 6 s. */
+const RETRY_PAUSES_MS = [5, 10, 20, 50, 100, 200, 500, 1000, 2000, 2000] as const;
+
+/**
+ * Runs `call` again while it answers that the TPM is busy (RC_RETRY, RC_YIELDED, RC_TESTING).
+ *
+ * @param pause blocks for so many milliseconds
+ * @returns the first other code, or the last busy one
+ */
+export function retryWhileBusy(call: () => number, pause: (ms: number) => void): number {
+  let code = call();
+  for (const ms of RETRY_PAUSES_MS) {
+    const response = tpmResponseCode(code);
+    if (response !== TPM_RC.retry && response !== TPM_RC.yielded && response !== TPM_RC.testing) return code;
+    pause(ms);
+    code = call();
+  }
+  return code;
+}
+
+function pauseThread(ms: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+}
+
+/** The loaded libraries. */
+class TssLibraries {
+  readonly #esys = koffi.load('libtss2-esys.so.0', { deep: true });
+  readonly #mu = koffi.load('libtss2-mu.so.0', { deep: true });
+  readonly #tctildr = koffi.load('libtss2-tctildr.so.0', { deep: true });
+  readonly decode: (code: number) => string;
+  readonly free: NativeFunction;
+  readonly #commands = new Map<Command, NativeFunction>();
+  readonly #codecs = new Map<string, NativeFunction>();
+
+  constructor() {
+    const decode: NativeFunction = koffi
+      .load('libtss2-rc.so.0', { deep: true })
+      .func('const char *Tss2_RC_Decode(uint32_t code)');
+    this.decode = (code) => String(decode(code));
+    this.free = this.#esys.func('void Esys_Free(void *pointer)');
+  }
+
+  /** Binds a function of the ESAPI by its prototype without the return type. */
+  esys(prototype: string): NativeFunction {
+    return this.#esys.func(`uint32_t ${prototype}`);
+  }
+
+  tctiLoader(prototype: string): NativeFunction {
+    return this.#tctildr.func(prototype);
+  }
+
+  command(name: Command): NativeFunction {
+    let bound = this.#commands.get(name);
+    if (bound === undefined) {
+      bound = this.esys(`${name}(void *context, ${COMMANDS[name]})`);
+      this.#commands.set(name, bound);
+    }
+    return bound;
+  }
+
+  codec(name: string, direction: 'Marshal' | 'Unmarshal'): NativeFunction {
+    const symbol = `Tss2_MU_${name}_${direction}`;
+    let bound = this.#codecs.get(symbol);
+    if (bound === undefined) {
+      const parameters =
+        direction === 'Marshal'
+          ? 'void *source, void *buffer, size_t size, void *offset'
+          : 'void *buffer, size_t size, void *offset, void *target';
+      bound = this.#mu.func(`uint32_t ${symbol}(${parameters})`);
+      this.#codecs.set(symbol, bound);
+    }
+    return bound;
+  }
+}
+
+/** A pointer or value that a command gives back: pass `buffer` as argument, then read it. */
+export class Output {
+  readonly buffer = Buffer.alloc(POINTER_BYTES);
+
+  get pointer(): bigint {
+    return this.buffer.readBigUInt64LE();
+  }
+
+  /** An ESYS_TR handle or another 32-bit value. */
+  get value(): number {
+    return this.buffer.readUInt32LE();
+  }
+}
+
+/** A connection to one TPM. Not to be shared between threads. */
+export class TssContext implements Disposable {
+  readonly #libraries = new TssLibraries();
+  readonly #tcti = new Output();
+  readonly #esys = new Output();
+
+  /**
+   * @param tcti `device:/dev/tpmrm0` (the kernel's resource manager), or `swtpm:path=SOCKET` in tests. The TCTI's library
+   *   (`libtss2-tcti-device.so.0`) is loaded by name at run time.
+   */
+  constructor(tcti: string) {
+    const open = this.#libraries.tctiLoader('uint32_t Tss2_TctiLdr_Initialize(const char *name, void *context)');
+    this.#check(`open TPM ${tcti}`, Number(open(tcti, this.#tcti.buffer)));
+    const initialize = this.#libraries.esys('Esys_Initialize(void *context, void *tcti, void *abi)');
+    const code = Number(initialize(this.#esys.buffer, this.#tcti.pointer, null));
+    if (code !== 0) this.#closeTcti();
+    this.#check(`open TPM ${tcti}`, code);
+  }
+
+  /** Runs one command; a busy TPM is asked again. Throws `TpmError`. */
+  run(command: Command, ...args: NativeArgument[]): void {
+    const call = this.#libraries.command(command);
+    const code = retryWhileBusy(() => Number(call(this.#esys.pointer, ...args)), pauseThread);
+    this.#check(command.slice('Esys_'.length), code);
+  }
+
+  /** Makes the C structure for a command from its wire format. Wipe it with `fill(0)` when it held a secret. */
+  structure(name: InputStructure, wire: Uint8Array): Buffer {
+    const target = Buffer.alloc(STRUCTURE_BYTES);
+    const offset = Buffer.alloc(POINTER_BYTES);
+    const code = Number(this.#libraries.codec(name, 'Unmarshal')(wire, wire.length, offset, target));
+    this.#check(`convert ${name}`, code);
+    const used = Number(offset.readBigUInt64LE());
+    if (used !== wire.length) throw new RangeError(`cannot convert ${name}: ${wire.length - used} bytes are left over`);
+    return target;
+  }
+
+  /** The wire format of a structure that a command gave back. Its memory is wiped and freed. */
+  take(name: OutputStructure, output: Output): Buffer {
+    const pointer = output.pointer;
+    const buffer = Buffer.alloc(STRUCTURE_BYTES);
+    const offset = Buffer.alloc(POINTER_BYTES);
+    try {
+      const code = Number(this.#libraries.codec(name, 'Marshal')(pointer, buffer, buffer.length, offset));
+      this.#check(`convert ${name}`, code);
+      return Buffer.from(buffer.subarray(0, Number(offset.readBigUInt64LE())));
+    } finally {
+      if (name === 'TPM2B_SENSITIVE_DATA') wipeSensitiveData(pointer);
+      buffer.fill(0);
+      this.discard(output);
+    }
+  }
+
+  /** Frees a structure that a command gave back and nobody needs. */
+  discard(output: Output): void {
+    this.#libraries.free(output.pointer);
+    output.buffer.fill(0);
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#esys.pointer === 0n) return;
+    // Esys_Finalize and Tss2_TctiLdr_Finalize return nothing and set the pointers to NULL.
+    this.#libraries.esys('Esys_Finalize(void *context)')(this.#esys.buffer);
+    this.#closeTcti();
+  }
+
+  #closeTcti(): void {
+    this.#libraries.tctiLoader('void Tss2_TctiLdr_Finalize(void *context)')(this.#tcti.buffer);
+  }
+
+  #check(action: string, code: number): void {
+    if (code !== 0) throw new TpmError(action, code, this.#libraries.decode(code));
+  }
+}
+
+/** TPM2B_SENSITIVE_DATA in C is a u16 size and the bytes: the secret is overwritten where the stack has put it. */
+function wipeSensitiveData(pointer: bigint): void {
+  const size = new DataView(koffi.view(pointer, 2)).getUint16(0, true);
+  new Uint8Array(koffi.view(pointer, 2 + size)).fill(0);
+}
