@@ -54,6 +54,7 @@ test('reading a name reads its subtree, in the order of writing', () => {
   log.append('services.etcd', 'ERROR', 'four');
   assert.deepEqual(texts(log.read({ name: 'services' })), ['one', 'two', 'four']);
   assert.deepEqual(texts(log.read({ name: 'services.etcd', tail: 1 })), ['four']);
+  assert.deepEqual(texts(log.read({ name: 'etcd' })), ['one', 'four']);
   assert.deepEqual(texts(log.read({ tail: 2 })), ['three', 'four']);
 });
 

@@ -28,7 +28,7 @@ export interface Logger {
 }
 
 export interface LogQuery {
-  /** This name and all below it; every name when left out. */
+  /** Part of a dotted name, and all below it: `services.etcd` or just `etcd`; every name when left out. */
   name?: string;
   /** Only the last so many entries. */
   tail?: number;
@@ -37,8 +37,8 @@ export interface LogQuery {
 export interface LogStore {
   append(name: string, severity: Severity, text: string): void;
   logger(name: string): Logger;
-  /** Takes a process's raw output, rate limited, as lines of `name`. */
-  capture(name: string, severity: Severity): LineSplitter;
+  /** Takes a process's raw output, rate limited, as lines of `name`; `onLine` sees every line, kept or not. */
+  capture(name: string, severity: Severity, onLine?: (text: string) => void): LineSplitter;
   /** Entries in the order they were written. */
   read(query?: LogQuery): LogEntry[];
   /**
@@ -196,7 +196,11 @@ export function createLogStore(options: LogStoreOptions = {}): LogStore {
       warning: (text) => append(name, 'WARNING', text),
       error: (text) => append(name, 'ERROR', text),
     }),
-    capture: (name, severity) => lineSplitter((text) => appendLimited(name, severity, text)),
+    capture: (name, severity, onLine) =>
+      lineSplitter((text) => {
+        appendLimited(name, severity, text);
+        onLine?.(text);
+      }),
     read,
     follow,
     onEntry: (listener) => {
@@ -212,5 +216,5 @@ function cost(entry: LogEntry): number {
 }
 
 function covers(asked: string | undefined, name: string): boolean {
-  return asked === undefined || asked === '' || name === asked || name.startsWith(`${asked}.`);
+  return asked === undefined || asked === '' || `.${name}.`.includes(`.${asked}.`);
 }

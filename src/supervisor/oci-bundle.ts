@@ -78,7 +78,10 @@ export function ociConfiguration(manifest: ServiceManifest, places: BundlePlaces
       },
       seccomp: seccompProfile(manifest.seccomp),
       maskedPaths: MASKED_PATHS,
-      readonlyPaths: [...READ_ONLY_PATHS, ...(capabilities.includes('CAP_NET_ADMIN') ? SYSCTLS_BUT_NET : ['/proc/sys'])],
+      readonlyPaths: [
+        ...READ_ONLY_PATHS,
+        ...(capabilities.includes('CAP_NET_ADMIN') ? SYSCTLS_BUT_NET : ['/proc/sys']),
+      ],
     },
   };
 }
