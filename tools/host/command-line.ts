@@ -10,6 +10,8 @@ import { type HelpSection, renderHelp } from './command-help.ts';
 import { nearest } from './nearest.ts';
 import { createProgress, type Progress } from './progress.ts';
 
+const DUPLICATE_SIGNAL_MS = 500;
+
 export interface StringOption {
   readonly type: 'string';
   readonly summary: string;
@@ -183,9 +185,15 @@ export async function runCommandLine(
 async function runWithSignals(run: (signal: AbortSignal) => Promise<number | undefined>): Promise<number> {
   const abort = new AbortController();
   let signalCode: number | undefined;
+  let firstMs = 0;
   const interrupt = (code: number) => {
-    // Whoever asks twice does not want to wait for tidiness.
-    if (signalCode !== undefined) process.exit(code);
+    // Whoever asks twice does not want to wait for tidiness. But one Ctrl-C may come twice: from the terminal, and
+    // passed on by npm or the bootstrap.
+    if (signalCode !== undefined) {
+      if (performance.now() - firstMs > DUPLICATE_SIGNAL_MS) process.exit(code);
+      return;
+    }
+    firstMs = performance.now();
     signalCode = code;
     abort.abort(new Error('interrupted'));
   };
@@ -194,7 +202,7 @@ async function runWithSignals(run: (signal: AbortSignal) => Promise<number | und
   const onOutputError = (error: NodeJS.ErrnoException) => {
     // The reader of our output went away (`| head`): nobody is left to write for.
     if (error.code !== 'EPIPE') throw error;
-    if (signalCode === undefined) interrupt(141);
+    interrupt(141);
   };
   process.on('SIGINT', onInterrupt).on('SIGTERM', onTerminate);
   process.stdout.on('error', onOutputError);
