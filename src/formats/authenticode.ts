@@ -17,9 +17,6 @@ import {
   derChildren,
   derContext,
   derContextPrimitive,
-  derElement,
-  derInteger,
-  derNull,
   derOctetString,
   derOid,
   derSequence,
@@ -27,19 +24,20 @@ import {
   derTag,
 } from './der.ts';
 import { decodePe, type PeImage } from './pe.ts';
+import {
+  encodeContentInfo,
+  encodeSignedData,
+  pkcs7Oid,
+  sha256AlgorithmIdentifier,
+  signedAttributesInput,
+} from './pkcs7.ts';
 import { decodePem, issuerAndSerial } from './x509.ts';
 
 const format = 'Authenticode signature';
 
-const oid = {
-  contentType: '1.2.840.113549.1.9.3',
-  messageDigest: '1.2.840.113549.1.9.4',
-  rsaEncryption: '1.2.840.113549.1.1.1',
-  rsaSha256: '1.2.840.113549.1.1.11',
-  sha256: '2.16.840.1.101.3.4.2.1',
-  signedData: '1.2.840.113549.1.7.2',
-  spcIndirectData: '1.3.6.1.4.1.311.2.1.4',
-  spcPeImageData: '1.3.6.1.4.1.311.2.1.15',
+const spcOid = {
+  indirectData: '1.3.6.1.4.1.311.2.1.4',
+  peImageData: '1.3.6.1.4.1.311.2.1.15',
 } as const;
 
 /** WIN_CERTIFICATE: revision 2, type PKCS_SIGNED_DATA. */
@@ -82,7 +80,7 @@ function digestOf(bytes: Uint8Array, image: PeImage): Uint8Array {
  * hold the digest of the image.
  */
 export function authenticodeSignatureInput(image: Uint8Array): Uint8Array {
-  return derElement(derTag.set, signedAttributes(authenticodeDigest(padToSign(image))));
+  return signedAttributesInput(signedAttributes(authenticodeDigest(padToSign(image))));
 }
 
 /** The certificate table must begin at a multiple of 8; the padding before it is signed. */
@@ -101,7 +99,15 @@ export function attachSignature(
   const { offsets, certificateTable } = decodePe(image);
   if (certificateTable.size !== 0) throw new RangeError('cannot sign PE image: it is signed already');
   const certificateDer = decodePem('CERTIFICATE', options.certificatePem);
-  const pkcs7 = encodeSignedData(authenticodeDigest(padToSign(image)), certificateDer, options.signature);
+  const digest = authenticodeDigest(padToSign(image));
+  const signedData = encodeSignedData({
+    contentType: spcOid.indirectData,
+    content: spcIndirectData(digest),
+    certificateDer,
+    signedAttributes: signedAttributes(digest),
+    signature: options.signature,
+  });
+  const pkcs7 = encodeContentInfo(signedData);
   const start = alignUp(image.length, 8);
   const size = alignUp(8 + pkcs7.length, 8);
   const output = new Uint8Array(start + size);
@@ -133,8 +139,8 @@ function spcIndirectData(digest: Uint8Array): Uint8Array {
   const obsolete = Buffer.from('<<<Obsolete>>>', 'utf16le').swap16();
   const link = derContext(0, derContext(2, derContextPrimitive(0, obsolete)));
   return derSequence(
-    derSequence(derOid(oid.spcPeImageData), derSequence(derBitString(new Uint8Array(0)), link)),
-    derSequence(derSequence(derOid(oid.sha256), derNull()), derOctetString(digest)),
+    derSequence(derOid(spcOid.peImageData), derSequence(derBitString(new Uint8Array(0)), link)),
+    derSequence(sha256AlgorithmIdentifier(), derOctetString(digest)),
   );
 }
 
@@ -143,31 +149,10 @@ function signedAttributes(digest: Uint8Array): Uint8Array {
   const content = decodeDer(spcIndirectData(digest), format).content;
   const messageDigest = createHash('sha256').update(content).digest();
   const set = derSetOf(
-    derSequence(derOid(oid.contentType), derSetOf(derOid(oid.spcIndirectData))),
-    derSequence(derOid(oid.messageDigest), derSetOf(derOctetString(messageDigest))),
+    derSequence(derOid(pkcs7Oid.contentType), derSetOf(derOid(spcOid.indirectData))),
+    derSequence(derOid(pkcs7Oid.messageDigest), derSetOf(derOctetString(messageDigest))),
   );
   return decodeDer(set, format).content;
-}
-
-function encodeSignedData(digest: Uint8Array, certificateDer: Uint8Array, signature: Uint8Array): Uint8Array {
-  const { issuer, serialNumber } = issuerAndSerial(certificateDer);
-  const sha256 = derSequence(derOid(oid.sha256), derNull());
-  const signerInfo = derSequence(
-    derInteger(1),
-    derSequence(issuer, serialNumber),
-    sha256,
-    derContext(0, signedAttributes(digest)),
-    derSequence(derOid(oid.rsaEncryption), derNull()),
-    derOctetString(signature),
-  );
-  const signedData = derSequence(
-    derInteger(1),
-    derSetOf(sha256),
-    derSequence(derOid(oid.spcIndirectData), derContext(0, spcIndirectData(digest))),
-    derContext(0, certificateDer),
-    derSetOf(signerInfo),
-  );
-  return derSequence(derOid(oid.signedData), derContext(0, signedData));
 }
 
 export interface AuthenticodeSignature {
@@ -247,11 +232,11 @@ function checkSignature(pkcs7: Uint8Array, base: number, digest: Uint8Array): Au
   const [outerType, outerContent] = children(
     expectTag(decodeDerPrefix(pkcs7, format, base), derTag.sequence, 'ContentInfo'),
   );
-  expectOid(outerType, oid.signedData, 'content type');
+  expectOid(outerType, pkcs7Oid.signedData, 'content type');
   const [signedData] = children(expectTag(outerContent, 0xa0, 'content'));
   const parts = children(expectTag(signedData, derTag.sequence, 'SignedData'));
   const [spcType, spcWrapped] = children(expectTag(parts[2], derTag.sequence, 'encapsulated content'));
-  expectOid(spcType, oid.spcIndirectData, 'encapsulated content type');
+  expectOid(spcType, spcOid.indirectData, 'encapsulated content type');
   const spc = expectTag(
     children(expectTag(spcWrapped, 0xa0, 'encapsulated content'))[0],
     derTag.sequence,
@@ -307,7 +292,7 @@ function invalidReason(parts: {
       format,
     );
   const contentAlgorithm = algorithmOf(parts.digestInfo[0]);
-  if (contentAlgorithm !== oid.sha256 || algorithmOf(digestAlgorithm) !== oid.sha256)
+  if (contentAlgorithm !== pkcs7Oid.sha256 || algorithmOf(digestAlgorithm) !== pkcs7Oid.sha256)
     return `digest algorithm ${contentAlgorithm} is not SHA-256`;
   if (!equalBytes(parts.signedDigest, parts.digest)) return 'the image was changed after it was signed';
   if (parts.signer === undefined) return "the signer's certificate is not in the signature";
@@ -316,9 +301,9 @@ function invalidReason(parts: {
     return 'the signed attributes are not over this content';
   }
   const algorithm = algorithmOf(signatureAlgorithm);
-  if (algorithm !== oid.rsaEncryption && algorithm !== oid.rsaSha256)
+  if (algorithm !== pkcs7Oid.rsaEncryption && algorithm !== pkcs7Oid.rsaSha256)
     return `signature algorithm ${algorithm} is not RSA`;
-  const signed = derElement(derTag.set, expectTag(attributes, 0xa0, 'signed attributes').content);
+  const signed = signedAttributesInput(expectTag(attributes, 0xa0, 'signed attributes').content);
   const key = publicKeyOf(parts.signer);
   if (key?.asymmetricKeyType !== 'rsa') return "the signer's key is not RSA";
   const signatureBytes = expectTag(signature, derTag.octetString, 'signature').content;
@@ -338,7 +323,7 @@ function publicKeyOf(certificate: X509Certificate): KeyObject | undefined {
 function findMessageDigest(attributes: DerElement): Uint8Array {
   for (const attribute of children(attributes)) {
     const [type, values] = children(expectTag(attribute, derTag.sequence, 'attribute'));
-    if (decodeOid(expectTag(type, derTag.oid, 'attribute type'), format) !== oid.messageDigest) continue;
+    if (decodeOid(expectTag(type, derTag.oid, 'attribute type'), format) !== pkcs7Oid.messageDigest) continue;
     const value = children(expectTag(values, derTag.set, 'attribute values'))[0];
     return expectTag(value, derTag.octetString, 'messageDigest').content;
   }
