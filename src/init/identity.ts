@@ -1,0 +1,216 @@
+/**
+ * The node's own keys and certificates, made at first boot and the same ever after.
+ *
+ *     /data/node/pki/            root's own, the master of everything here
+ *        node.{key,crt}          → /data/services/agent/tls/
+ *        curator.{key,crt}       → /data/services/curator/tls/          (control role)
+ *        etcd-ca.{key,crt}         signs the two below; its key goes nowhere
+ *        etcd-server.{key,crt}   → /data/services/etcd/pki/server.*     with ca.crt
+ *        etcd-client.{key,crt}   → /data/services/curator/etcd/client.* with ca.crt
+ *
+ * Services get copies, owned by them and written again at each boot: what a service did to its copy is undone, and a
+ * power cut at any moment leaves either a key that is kept or none, in which case the next boot makes it.
+ */
+import {
+  createPrivateKey,
+  createPublicKey,
+  generateKeyPair,
+  type KeyObject,
+  randomBytes,
+  X509Certificate,
+} from 'node:crypto';
+import { promisify } from 'node:util';
+import { createCertificate, type CertificateOptions, spkiFingerprint } from '../formats/x509.ts';
+import { CURATOR_SERVER_NAME, nodeIdOf, nodeServerName, ORGANIZATION } from '../rpc/tls-names.ts';
+import { ensureOwnedDirectory, readOwnedFile, writeOwnedFile } from './owned-files.ts';
+
+const ROOT = 0;
+const AGENT_UID = 200;
+const CURATOR_UID = 201;
+const ETCD_UID = 202;
+/** The node's own certificate counts only until the cluster issues one; etcd's are for loopback. */
+const VALID_YEARS = 20;
+
+export interface NodeIdentity {
+  /** `node-` and 16 hex digits. */
+  readonly nodeId: string;
+  readonly nodeCertificatePem: string;
+  /** Of the curator's serving key, as an operator compares it; null without the control role. */
+  readonly curatorFingerprint: string | null;
+}
+
+export interface IdentityOptions {
+  /** `/data` */
+  readonly dataDirectory: string;
+  readonly roles: readonly string[];
+  /** No certificate is valid before: the image's build time, which the clock never precedes. */
+  readonly notBefore: Date;
+  /** Uids of the services; root's own in tests. */
+  readonly uids?: { readonly agent: number; readonly curator: number; readonly etcd: number; readonly root: number };
+}
+
+/** Reads the identity, making what is missing. Throws when what is there cannot be read: keys are never replaced. */
+export async function ensureIdentity(options: IdentityOptions): Promise<NodeIdentity> {
+  const { dataDirectory, roles, notBefore } = options;
+  const uids = options.uids ?? { agent: AGENT_UID, curator: CURATOR_UID, etcd: ETCD_UID, root: ROOT };
+  const isControl = roles.includes('control');
+  const services = `${dataDirectory}/services`;
+  const pki = `${dataDirectory}/node/pki`;
+  await ensureOwnedDirectory(`${dataDirectory}/node`, uids.root);
+  await ensureOwnedDirectory(pki, uids.root);
+  await ensureOwnedDirectory(services, uids.root);
+  const make = (name: string, certificate: (key: KeyObject) => CertificateDraft) =>
+    ensurePair({ directory: pki, name, uid: uids.root, notBefore, certificate });
+
+  const node = await make('node', (key) => selfSigned(ORGANIZATION.node, nodeIdOf(key), nodeServerName(nodeIdOf(key))));
+  await deliver(`${services}/agent`, 'tls', uids.agent, { 'node.key': node.keyPem, 'node.crt': node.certificatePem });
+  const nodeId = nodeIdOf(node.publicKey);
+  if (!isControl) return { nodeId, nodeCertificatePem: node.certificatePem, curatorFingerprint: null };
+
+  const curator = await make('curator', () => selfSigned(ORGANIZATION.curator, 'curator', CURATOR_SERVER_NAME));
+  const ca = await make('etcd-ca', () => ({ ...selfSigned('ashlar-etcd', 'etcd CA', null), isCa: true, usages: [] }));
+  const issuer = { name: { organization: 'ashlar-etcd', commonName: 'etcd CA' }, key: ca.privateKey };
+  const server = await make('etcd-server', () => ({
+    subject: { organization: 'ashlar-etcd', commonName: 'etcd' },
+    issuer,
+    ipAddresses: ['127.0.0.1'],
+    dnsNames: ['localhost'],
+    // etcd dials its own peer port and its own gateway with the serving certificate.
+    usages: ['serverAuth', 'clientAuth'],
+  }));
+  const client = await make('etcd-client', () => ({
+    subject: { organization: 'ashlar-etcd', commonName: 'curator' },
+    issuer,
+    usages: ['clientAuth'],
+  }));
+  await deliver(`${services}/curator`, 'tls', uids.curator, {
+    'curator.key': curator.keyPem,
+    'curator.crt': curator.certificatePem,
+  });
+  await deliver(`${services}/curator`, 'etcd', uids.curator, {
+    'ca.crt': ca.certificatePem,
+    'client.key': client.keyPem,
+    'client.crt': client.certificatePem,
+  });
+  await deliver(`${services}/etcd`, 'pki', uids.etcd, {
+    'ca.crt': ca.certificatePem,
+    'server.key': server.keyPem,
+    'server.crt': server.certificatePem,
+  });
+  return {
+    nodeId,
+    nodeCertificatePem: node.certificatePem,
+    curatorFingerprint: spkiFingerprint(curator.publicKey),
+  };
+}
+
+interface CertificateDraft {
+  readonly subject: CertificateOptions['subject'];
+  /** Null: signed by itself. */
+  readonly issuer: CertificateOptions['issuer'] | null;
+  readonly dnsNames?: readonly string[];
+  readonly ipAddresses?: readonly string[];
+  readonly usages: CertificateOptions['usages'];
+  readonly isCa?: boolean;
+}
+
+interface KeyAndCertificate {
+  readonly keyPem: string;
+  readonly certificatePem: string;
+  readonly privateKey: KeyObject;
+  readonly publicKey: KeyObject;
+}
+
+function selfSigned(organization: string, commonName: string, serverName: string | null): CertificateDraft {
+  return {
+    subject: { organization, commonName },
+    issuer: null,
+    ...(serverName === null ? {} : { dnsNames: [serverName] }),
+    usages: ['serverAuth', 'clientAuth'],
+  };
+}
+
+async function ensurePair({
+  directory,
+  name,
+  uid,
+  notBefore,
+  certificate,
+}: {
+  directory: string;
+  name: string;
+  uid: number;
+  notBefore: Date;
+  certificate: (publicKey: KeyObject) => CertificateDraft;
+}): Promise<KeyAndCertificate> {
+  const keyPath = `${directory}/${name}.key`;
+  const certificatePath = `${directory}/${name}.crt`;
+  let keyPem = await readOwnedFile(keyPath);
+  if (keyPem === null) {
+    const { privateKey } = await promisify(generateKeyPair)('ec', { namedCurve: 'P-256' });
+    keyPem = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString();
+    await writeOwnedFile(keyPath, keyPem, uid);
+  }
+  const privateKey = readKey(keyPem, keyPath);
+  const publicKey = createPublicKey(privateKey);
+  let certificatePem = await readOwnedFile(certificatePath);
+  if (certificatePem === null || !isCertificateOf(certificatePem, privateKey)) {
+    const draft = certificate(publicKey);
+    certificatePem = createCertificate({
+      subject: draft.subject,
+      publicKey,
+      issuer: draft.issuer ?? { name: draft.subject, key: privateKey },
+      serialNumber: randomSerial(),
+      notBefore,
+      notAfter: new Date(Date.UTC(notBefore.getUTCFullYear() + VALID_YEARS, 0, 1)),
+      isCa: draft.isCa ?? false,
+      usages: draft.usages,
+      ...(draft.dnsNames === undefined ? {} : { dnsNames: draft.dnsNames }),
+      ...(draft.ipAddresses === undefined ? {} : { ipAddresses: draft.ipAddresses }),
+    });
+    await writeOwnedFile(certificatePath, certificatePem, uid);
+  }
+  return { keyPem, certificatePem, privateKey, publicKey };
+}
+
+function readKey(pem: string, path: string): KeyObject {
+  try {
+    return createPrivateKey(pem);
+  } catch (error) {
+    // The message of the parser could quote the key.
+    throw new Error(
+      `cannot read the key ${path}: it is damaged (${pem.length} characters); restore the data partition`,
+      {
+        cause: error instanceof Error ? new Error(error.name) : undefined,
+      },
+    );
+  }
+}
+
+function isCertificateOf(pem: string, privateKey: KeyObject): boolean {
+  try {
+    return new X509Certificate(pem).checkPrivateKey(privateKey);
+  } catch {
+    return false;
+  }
+}
+
+/** 16 random bytes, positive. */
+function randomSerial(): Uint8Array {
+  const serial = randomBytes(16);
+  serial.writeUInt8((serial.readUInt8(0) & 0x7f) | 0x40, 0);
+  return serial;
+}
+
+/** Writes files into SERVICE/DIRECTORY, both the service's own. */
+async function deliver(
+  serviceDirectory: string,
+  directory: string,
+  uid: number,
+  files: Readonly<Record<string, string>>,
+): Promise<void> {
+  await ensureOwnedDirectory(serviceDirectory, uid);
+  await ensureOwnedDirectory(`${serviceDirectory}/${directory}`, uid);
+  for (const [name, content] of Object.entries(files))
+    await writeOwnedFile(`${serviceDirectory}/${directory}/${name}`, content, uid);
+}

@@ -1,0 +1,61 @@
+/** Every kernel file system of a node, in the order they are mounted, with the reason for each option. */
+import { mkdirSync } from 'node:fs';
+import { isErrno } from '../linux/libc.ts';
+import { MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount, type MountRequest } from '../linux/mount.ts';
+
+const LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+/** What stage 1 needs; it moves these into the system's root. */
+export const STAGE1_MOUNTS: readonly MountRequest[] = [
+  { source: 'proc', target: '/proc', type: 'proc', flags: LOCKED },
+  { source: 'sysfs', target: '/sys', type: 'sysfs', flags: LOCKED },
+  // Device nodes are what /dev is for; nothing there is executable.
+  { source: 'devtmpfs', target: '/dev', type: 'devtmpfs', flags: MS_NOSUID | MS_NOEXEC, data: 'mode=0755' },
+  { source: 'tmpfs', target: '/run', type: 'tmpfs', flags: LOCKED, data: 'mode=0755,size=16m' },
+];
+
+/** What stage 2 adds. */
+export const STAGE2_MOUNTS: readonly MountRequest[] = [
+  // nsdelegate: a cgroup namespace is a boundary, so a service cannot lift limits from within.
+  {
+    source: 'cgroup2',
+    target: '/sys/fs/cgroup',
+    type: 'cgroup2',
+    flags: LOCKED,
+    data: 'nsdelegate,memory_recursiveprot',
+  },
+  // The TPM's event log.
+  { source: 'securityfs', target: '/sys/kernel/security', type: 'securityfs', flags: LOCKED },
+  {
+    source: 'devpts',
+    target: '/dev/pts',
+    type: 'devpts',
+    flags: MS_NOSUID | MS_NOEXEC,
+    data: 'mode=0600,ptmxmode=0000',
+  },
+  { source: 'tmpfs', target: '/dev/shm', type: 'tmpfs', flags: LOCKED, data: 'mode=1777,size=16m' },
+  { source: 'tmpfs', target: '/tmp', type: 'tmpfs', flags: LOCKED, data: 'mode=0700,size=16m' },
+];
+
+/** Mounted when the machine has them. */
+export const OPTIONAL_MOUNTS: readonly MountRequest[] = [
+  // Read-only: nothing changes firmware variables in ordinary running.
+  { source: 'efivarfs', target: '/sys/firmware/efi/efivars', type: 'efivarfs', flags: LOCKED | MS_RDONLY },
+];
+
+/** Mounts each; what is mounted already (by the kernel, or by the stage before) is left as it is. */
+export function mountAll(requests: readonly MountRequest[]): void {
+  for (const request of requests) {
+    try {
+      mkdirSync(request.target, { recursive: true });
+    } catch (error) {
+      // A read-only root must bring the mount points; when it does not, the mount below says which.
+      if (!isErrno(error, 'EEXIST', 'EROFS', 'EPERM', 'EACCES', 'ENOENT')) throw error;
+    }
+    try {
+      mount(request);
+    } catch (error) {
+      if (!isErrno(error, 'EBUSY')) throw error;
+    }
+  }
+}
