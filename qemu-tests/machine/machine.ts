@@ -8,6 +8,7 @@ import { copyFile, mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises'
 import { appendFileSync, existsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { runProcess } from '../../tools/host/run-process.ts';
 import { type Accelerator, detectAccelerator } from './accelerator.ts';
 import { type MachineNetwork, qemuArguments } from './machine-arguments.ts';
@@ -148,6 +149,16 @@ export class Machine implements AsyncDisposable {
   /** Waits for the firmware to start over: the system or its watchdog reset the machine. Counts from the last mark. */
   async waitForReset(deadlineMs: number): Promise<void> {
     await this.waitForEvent((event) => event.event === 'RESET' && event.data?.guest === true, deadlineMs);
+  }
+
+  /** @throws Error when the machine resets or goes off within this time */
+  async assertStaysUp(durationMs: number): Promise<void> {
+    const from = this.#events.length;
+    await sleep(durationMs);
+    const restart = this.#events.slice(from).find((event) => event.event === 'RESET' || event.event === 'WATCHDOG');
+    if (!this.isOn || restart !== undefined) {
+      throw new Error(`the machine did not stay up: ${this.isOn ? JSON.stringify(restart) : 'it is off'}`);
+    }
   }
 
   get isOn(): boolean {
