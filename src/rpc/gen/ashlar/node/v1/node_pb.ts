@@ -21,7 +21,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file ashlar/node/v1/node.proto.
  */
 export const file_ashlar_node_v1_node: GenFile = /*@__PURE__*/
-  fileDesc("Chlhc2hsYXIvbm9kZS92MS9ub2RlLnByb3RvEg5hc2hsYXIubm9kZS52MSISChBHZXRTdGF0dXNSZXF1ZXN0Ij8KEUdldFN0YXR1c1Jlc3BvbnNlEioKBnN0YXR1cxgBIAEoCzIaLmFzaGxhci5ub2RlLnYxLk5vZGVTdGF0dXMiFQoTTGlzdFNlcnZpY2VzUmVxdWVzdCJHChRMaXN0U2VydmljZXNSZXNwb25zZRIvCghzZXJ2aWNlcxgBIAMoCzIdLmFzaGxhci5ub2RlLnYxLlNlcnZpY2VTdGF0dXMiTQoRU3RyZWFtTG9nc1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIRCgR0YWlsGAIgASgNSACIAQESDgoGZm9sbG93GAMgASgIQgcKBV90YWlsIjwKElN0cmVhbUxvZ3NSZXNwb25zZRImCgVsaW5lcxgBIAMoCzIXLmFzaGxhci5ub2RlLnYxLkxvZ0xpbmUicAoHTG9nTGluZRIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg0KBWF0X21zGAMgASgBEigKBHRpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHRleHQYBSABKAkiFAoSR2V0RXZlbnRMb2dSZXF1ZXN0IigKE0dldEV2ZW50TG9nUmVzcG9uc2USEQoJZXZlbnRfbG9nGAEgASgMIh8KDVJlYm9vdFJlcXVlc3QSDgoGcmVhc29uGAEgASgJIhAKDlJlYm9vdFJlc3BvbnNlIiEKD1Bvd2VyT2ZmUmVxdWVzdBIOCgZyZWFzb24YASABKAkiEgoQUG93ZXJPZmZSZXNwb25zZSKBBAoKTm9kZVN0YXR1cxIPCgdub2RlX2lkGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSDwoHYm9vdF9pZBgDIAEoCRIMCgRzbG90GAQgASgJEg0KBXN0YWdlGAUgASgJEi0KCWJvb3RfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYWRkcmVzc2VzGAcgAygJEg0KBXJvbGVzGAggAygJEjIKBHBjcnMYCSADKAsyJC5hc2hsYXIubm9kZS52MS5Ob2RlU3RhdHVzLlBjcnNFbnRyeRITCgtzZWN1cmVfYm9vdBgKIAEoCBIRCgl0cG1fc3RhdGUYCyABKAkSJgoGbWVtb3J5GAwgASgLMhYuYXNobGFyLm5vZGUudjEuTWVtb3J5EhYKDnBpZDFfcnNzX2J5dGVzGA0gASgEEisKCHRpbWVsaW5lGA4gAygLMhkuYXNobGFyLm5vZGUudjEuQm9vdFN0YWdlEisKBGRhdGEYDyABKAsyHS5hc2hsYXIubm9kZS52MS5EYXRhUGFydGl0aW9uEi8KCHNlcnZpY2VzGBAgAygLMh0uYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXR1cxorCglQY3JzRW50cnkSCwoDa2V5GAEgASgNEg0KBXZhbHVlGAIgASgJOgI4ASI2CgZNZW1vcnkSEwoLdG90YWxfYnl0ZXMYASABKAQSFwoPYXZhaWxhYmxlX2J5dGVzGAIgASgEIikKCUJvb3RTdGFnZRINCgVzdGFnZRgBIAEoCRINCgVhdF9tcxgCIAEoASI5Cg1EYXRhUGFydGl0aW9uEg0KBXN0YXRlGAEgASgJEhkKEWNyZWF0ZWRfdGhpc19ib290GAIgASgIIpIBCg1TZXJ2aWNlU3RhdHVzEgwKBG5hbWUYASABKAkSKwoFc3RhdGUYAiABKA4yHC5hc2hsYXIubm9kZS52MS5TZXJ2aWNlU3RhdGUSEAoIc2luY2VfbXMYAyABKAESEAoIcmVzdGFydHMYBCABKA0SEQoJbGFzdF9leGl0GAUgASgJEg8KB2hlYWx0aHkYBiABKAgqhAIKDFNlcnZpY2VTdGF0ZRIdChlTRVJWSUNFX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVU0VSVklDRV9TVEFURV9XQUlUSU5HEAESGgoWU0VSVklDRV9TVEFURV9TVEFSVElORxACEhkKFVNFUlZJQ0VfU1RBVEVfUlVOTklORxADEhkKFVNFUlZJQ0VfU1RBVEVfSEVBTFRIWRAEEhkKFVNFUlZJQ0VfU1RBVEVfQkFDS09GRhAFEhoKFlNFUlZJQ0VfU1RBVEVfU1RPUFBJTkcQBhIZChVTRVJWSUNFX1NUQVRFX1NUT1BQRUQQBxIWChJTRVJWSUNFX1NUQVRFX0RPTkUQCDKxBAoLTm9kZVNlcnZpY2USWQoJR2V0U3RhdHVzEiAuYXNobGFyLm5vZGUudjEuR2V0U3RhdHVzUmVxdWVzdBohLmFzaGxhci5ub2RlLnYxLkdldFN0YXR1c1Jlc3BvbnNlIgeQAgGIzhgDEmIKDExpc3RTZXJ2aWNlcxIjLmFzaGxhci5ub2RlLnYxLkxpc3RTZXJ2aWNlc1JlcXVlc3QaJC5hc2hsYXIubm9kZS52MS5MaXN0U2VydmljZXNSZXNwb25zZSIHkAIBiM4YAxJeCgpTdHJlYW1Mb2dzEiEuYXNobGFyLm5vZGUudjEuU3RyZWFtTG9nc1JlcXVlc3QaIi5hc2hsYXIubm9kZS52MS5TdHJlYW1Mb2dzUmVzcG9uc2UiB5ACAYjOGAMwARJfCgtHZXRFdmVudExvZxIiLmFzaGxhci5ub2RlLnYxLkdldEV2ZW50TG9nUmVxdWVzdBojLmFzaGxhci5ub2RlLnYxLkdldEV2ZW50TG9nUmVzcG9uc2UiB5ACAYjOGAMSTQoGUmVib290Eh0uYXNobGFyLm5vZGUudjEuUmVib290UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLlJlYm9vdFJlc3BvbnNlIgSIzhgEElMKCFBvd2VyT2ZmEh8uYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXF1ZXN0GiAuYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXNwb25zZSIEiM4YBGIGcHJvdG8z", [file_ashlar_auth_v1_permission, file_google_protobuf_timestamp]);
+  fileDesc("Chlhc2hsYXIvbm9kZS92MS9ub2RlLnByb3RvEg5hc2hsYXIubm9kZS52MSISChBHZXRTdGF0dXNSZXF1ZXN0Ij8KEUdldFN0YXR1c1Jlc3BvbnNlEioKBnN0YXR1cxgBIAEoCzIaLmFzaGxhci5ub2RlLnYxLk5vZGVTdGF0dXMiFQoTTGlzdFNlcnZpY2VzUmVxdWVzdCJHChRMaXN0U2VydmljZXNSZXNwb25zZRIvCghzZXJ2aWNlcxgBIAMoCzIdLmFzaGxhci5ub2RlLnYxLlNlcnZpY2VTdGF0dXMiTQoRU3RyZWFtTG9nc1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIRCgR0YWlsGAIgASgNSACIAQESDgoGZm9sbG93GAMgASgIQgcKBV90YWlsIjwKElN0cmVhbUxvZ3NSZXNwb25zZRImCgVsaW5lcxgBIAMoCzIXLmFzaGxhci5ub2RlLnYxLkxvZ0xpbmUicAoHTG9nTGluZRIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg0KBWF0X21zGAMgASgBEigKBHRpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHRleHQYBSABKAkiFAoSR2V0RXZlbnRMb2dSZXF1ZXN0IigKE0dldEV2ZW50TG9nUmVzcG9uc2USEQoJZXZlbnRfbG9nGAEgASgMIh8KDVJlYm9vdFJlcXVlc3QSDgoGcmVhc29uGAEgASgJIhAKDlJlYm9vdFJlc3BvbnNlIiEKD1Bvd2VyT2ZmUmVxdWVzdBIOCgZyZWFzb24YASABKAkiEgoQUG93ZXJPZmZSZXNwb25zZSL7AwoKTm9kZVN0YXR1cxIPCgdub2RlX2lkGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSDwoHYm9vdF9pZBgDIAEoCRIMCgRzbG90GAQgASgJEg0KBXN0YWdlGAUgASgJEi0KCWJvb3RfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYWRkcmVzc2VzGAcgAygJEg0KBXJvbGVzGAggAygJEjIKBHBjcnMYCSADKAsyJC5hc2hsYXIubm9kZS52MS5Ob2RlU3RhdHVzLlBjcnNFbnRyeRITCgtzZWN1cmVfYm9vdBgKIAEoCRILCgN0cG0YCyABKAkSJgoGbWVtb3J5GAwgASgLMhYuYXNobGFyLm5vZGUudjEuTWVtb3J5EhYKDnBpZDFfcnNzX2J5dGVzGA0gASgEEisKCHRpbWVsaW5lGA4gAygLMhkuYXNobGFyLm5vZGUudjEuQm9vdFN0YWdlEisKBGRhdGEYDyABKAsyHS5hc2hsYXIubm9kZS52MS5EYXRhUGFydGl0aW9uEi8KCHNlcnZpY2VzGBAgAygLMh0uYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXR1cxorCglQY3JzRW50cnkSCwoDa2V5GAEgASgNEg0KBXZhbHVlGAIgASgJOgI4ASI2CgZNZW1vcnkSEwoLdG90YWxfYnl0ZXMYASABKAQSFwoPYXZhaWxhYmxlX2J5dGVzGAIgASgEIikKCUJvb3RTdGFnZRINCgVzdGFnZRgBIAEoCRINCgVhdF9tcxgCIAEoASI5Cg1EYXRhUGFydGl0aW9uEg0KBXN0YXRlGAEgASgJEhkKEWNyZWF0ZWRfdGhpc19ib290GAIgASgIIpUBCg1TZXJ2aWNlU3RhdHVzEgwKBG5hbWUYASABKAkSKwoFc3RhdGUYAiABKA4yHC5hc2hsYXIubm9kZS52MS5TZXJ2aWNlU3RhdGUSEwoLaW5fc3RhdGVfbXMYAyABKAESEAoIcmVzdGFydHMYBCABKA0SEQoJbGFzdF9leGl0GAUgASgJEg8KB2hlYWx0aHkYBiABKAgqhAIKDFNlcnZpY2VTdGF0ZRIdChlTRVJWSUNFX1NUQVRFX1VOU1BFQ0lGSUVEEAASGQoVU0VSVklDRV9TVEFURV9XQUlUSU5HEAESGgoWU0VSVklDRV9TVEFURV9TVEFSVElORxACEhkKFVNFUlZJQ0VfU1RBVEVfUlVOTklORxADEhkKFVNFUlZJQ0VfU1RBVEVfSEVBTFRIWRAEEhkKFVNFUlZJQ0VfU1RBVEVfQkFDS09GRhAFEhoKFlNFUlZJQ0VfU1RBVEVfU1RPUFBJTkcQBhIZChVTRVJWSUNFX1NUQVRFX1NUT1BQRUQQBxIWChJTRVJWSUNFX1NUQVRFX0RPTkUQCDKxBAoLTm9kZVNlcnZpY2USWQoJR2V0U3RhdHVzEiAuYXNobGFyLm5vZGUudjEuR2V0U3RhdHVzUmVxdWVzdBohLmFzaGxhci5ub2RlLnYxLkdldFN0YXR1c1Jlc3BvbnNlIgeQAgGIzhgDEmIKDExpc3RTZXJ2aWNlcxIjLmFzaGxhci5ub2RlLnYxLkxpc3RTZXJ2aWNlc1JlcXVlc3QaJC5hc2hsYXIubm9kZS52MS5MaXN0U2VydmljZXNSZXNwb25zZSIHkAIBiM4YAxJeCgpTdHJlYW1Mb2dzEiEuYXNobGFyLm5vZGUudjEuU3RyZWFtTG9nc1JlcXVlc3QaIi5hc2hsYXIubm9kZS52MS5TdHJlYW1Mb2dzUmVzcG9uc2UiB5ACAYjOGAMwARJfCgtHZXRFdmVudExvZxIiLmFzaGxhci5ub2RlLnYxLkdldEV2ZW50TG9nUmVxdWVzdBojLmFzaGxhci5ub2RlLnYxLkdldEV2ZW50TG9nUmVzcG9uc2UiB5ACAYjOGAMSTQoGUmVib290Eh0uYXNobGFyLm5vZGUudjEuUmVib290UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLlJlYm9vdFJlc3BvbnNlIgSIzhgEElMKCFBvd2VyT2ZmEh8uYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXF1ZXN0GiAuYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXNwb25zZSIEiM4YBGIGcHJvdG8z", [file_ashlar_auth_v1_permission, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message ashlar.node.v1.GetStatusRequest
@@ -88,14 +88,14 @@ export const ListServicesResponseSchema: GenMessage<ListServicesResponse> = /*@_
  */
 export type StreamLogsRequest = Message<"ashlar.node.v1.StreamLogsRequest"> & {
   /**
-   * The dotted name of a log or the beginning of several ("service" gives all services'); empty: all.
+   * A log by its dotted name, with everything below it ("init" includes "init.data"); empty: all.
    *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
-   * How many past lines at most; absent: all that the node still has; 0: none.
+   * How many past lines at most, 0 for none; absent: 1000.
    *
    * @generated from field: optional uint32 tail = 2;
    */
@@ -147,7 +147,7 @@ export type LogLine = Message<"ashlar.node.v1.LogLine"> & {
   name: string;
 
   /**
-   * As init names it: "debug", "info", "warning", "error".
+   * "DEBUG", "INFO", "WARNING" or "ERROR".
    *
    * @generated from field: string severity = 2;
    */
@@ -215,7 +215,7 @@ export const GetEventLogResponseSchema: GenMessage<GetEventLogResponse> = /*@__P
  */
 export type RebootRequest = Message<"ashlar.node.v1.RebootRequest"> & {
   /**
-   * Why, for the node's log: 1 to 200 characters of printable text.
+   * Why, for the node's log: 1 to 200 characters without control characters.
    *
    * @generated from field: string reason = 1;
    */
@@ -247,7 +247,7 @@ export const RebootResponseSchema: GenMessage<RebootResponse> = /*@__PURE__*/
  */
 export type PowerOffRequest = Message<"ashlar.node.v1.PowerOffRequest"> & {
   /**
-   * Why, for the node's log: 1 to 200 characters of printable text.
+   * Why, for the node's log: 1 to 200 characters without control characters.
    *
    * @generated from field: string reason = 1;
    */
@@ -302,14 +302,14 @@ export type NodeStatus = Message<"ashlar.node.v1.NodeStatus"> & {
   bootId: string;
 
   /**
-   * "a" or "b"; empty when not booted from a disk.
+   * The system partition that runs: "A", "B" or "unknown".
    *
    * @generated from field: string slot = 4;
    */
   slot: string;
 
   /**
-   * The last stage of boot that init reached, by its dotted name.
+   * The stage of boot or shutdown that init is in; "ready" once every service was healthy.
    *
    * @generated from field: string stage = 5;
    */
@@ -321,7 +321,7 @@ export type NodeStatus = Message<"ashlar.node.v1.NodeStatus"> & {
   bootTime?: Timestamp | undefined;
 
   /**
-   * Addresses of the node, without ports.
+   * Global addresses with prefix lengths, such as "192.0.2.7/24".
    *
    * @generated from field: repeated string addresses = 7;
    */
@@ -342,16 +342,18 @@ export type NodeStatus = Message<"ashlar.node.v1.NodeStatus"> & {
   pcrs: { [key: number]: string };
 
   /**
-   * @generated from field: bool secure_boot = 10;
+   * "enabled", "disabled", "setup" or "unknown".
+   *
+   * @generated from field: string secure_boot = 10;
    */
-  secureBoot: boolean;
+  secureBoot: string;
 
   /**
-   * In init's words: "ready", "absent", "lockout" and their like.
+   * "ready", "absent", "unused" or "failed".
    *
-   * @generated from field: string tpm_state = 11;
+   * @generated from field: string tpm = 11;
    */
-  tpmState: string;
+  tpm: string;
 
   /**
    * @generated from field: ashlar.node.v1.Memory memory = 12;
@@ -447,7 +449,7 @@ export const BootStageSchema: GenMessage<BootStage> = /*@__PURE__*/
  */
 export type DataPartition = Message<"ashlar.node.v1.DataPartition"> & {
   /**
-   * In init's words: "open", "waiting", "failed" and their like.
+   * "closed", "opening", "open" or "refused".
    *
    * @generated from field: string state = 1;
    */
@@ -485,11 +487,11 @@ export type ServiceStatus = Message<"ashlar.node.v1.ServiceStatus"> & {
   state: ServiceState;
 
   /**
-   * When it entered that state, in milliseconds since the kernel started.
+   * How long it has been in that state, in milliseconds.
    *
-   * @generated from field: double since_ms = 3;
+   * @generated from field: double in_state_ms = 3;
    */
-  sinceMs: number;
+  inStateMs: number;
 
   /**
    * Starts after the first one.
