@@ -1,0 +1,260 @@
+/**
+ * The operator's keys, one directory:
+ *
+ * | files | what for |
+ * |---|---|
+ * | `PK.{crt,key}`, `KEK.{crt,key}` | own the machine's Secure Boot variables. Not needed to build: keep the private halves away from the build machine |
+ * | `db.{crt,key}` | signs UKIs |
+ * | `policy.{key,pub}` | signs PCR 11 policies: what may unseal a node's data |
+ * | `update.{key,pub}` | signs update manifests (Ed25519) |
+ * | `owner-guid` | marks our entries in the Secure Boot variables |
+ */
+import {
+  createPrivateKey,
+  createPublicKey,
+  generateKeyPair as generateKeyPairCallback,
+  type KeyObject,
+  randomBytes,
+  randomUUID,
+  X509Certificate,
+} from 'node:crypto';
+import { mkdir, mkdtemp, open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { type SecureBootVariables, secureBootVariables } from '../../src/formats/efi-signature-list.ts';
+import { createCertificate } from '../../src/formats/x509.ts';
+import { command, commandGroup } from '../host/command-line.ts';
+import { xdgDataDirectory } from '../host/xdg.ts';
+
+const generateKeyPair = promisify(generateKeyPairCallback);
+
+const rsaBits = 2048;
+const validYears = 10;
+const developmentMark = 'DEVELOPMENT — do not ship';
+
+/** What a build needs. The private halves of PK, KEK and update are not among it. */
+export interface Keys {
+  readonly directory: string;
+  /** True when the certificates say that they must not be shipped. */
+  readonly isDevelopment: boolean;
+  readonly ownerGuid: string;
+  readonly pkCertificatePem: string;
+  readonly kekCertificatePem: string;
+  readonly dbCertificatePem: string;
+  readonly dbKey: KeyObject;
+  readonly policyKey: KeyObject;
+  readonly policyPublicKeyPem: string;
+  readonly updatePublicKeyPem: string;
+}
+
+/** The Secure Boot variables of a machine that trusts exactly these keys. */
+export function secureBootVariablesOf(
+  keys: Pick<Keys, 'ownerGuid' | 'pkCertificatePem' | 'kekCertificatePem' | 'dbCertificatePem'>,
+  dbx: 'empty' | 'dummy' | Uint8Array = 'empty',
+): SecureBootVariables {
+  return secureBootVariables({ ...keys, dbx });
+}
+
+/**
+ * Makes a new set of keys. The directory appears whole or not at all; private files have mode 0600.
+ *
+ * @throws Error when the directory exists: keys are never overwritten.
+ */
+export async function generateKeys(directory: string, options: { isDevelopment: boolean }): Promise<void> {
+  const target = resolve(directory);
+  if (await exists(target)) {
+    throw new Error(`cannot generate keys: ${target} exists; keys are never overwritten, choose another directory`);
+  }
+  await mkdir(dirname(target), { recursive: true });
+  const temporary = await mkdtemp(join(dirname(target), `.${basename(target)}.new-`));
+  try {
+    for (const [name, { text, isPrivate }] of Object.entries(await newKeyFiles(options.isDevelopment))) {
+      await using file = await open(join(temporary, name), 'wx', isPrivate ? 0o600 : 0o644);
+      await file.writeFile(text);
+      await file.sync();
+    }
+    // Fails when somebody else was first: a directory that is not empty is not replaced.
+    await rename(temporary, target);
+  } catch (error) {
+    await rm(temporary, { recursive: true, force: true });
+    throw new Error(`cannot generate keys in ${target}: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+interface KeyFile {
+  readonly text: string;
+  readonly isPrivate: boolean;
+}
+
+async function newKeyFiles(isDevelopment: boolean): Promise<Record<string, KeyFile>> {
+  const [pk, kek, db, policy, update] = await Promise.all([
+    generateKeyPair('rsa', { modulusLength: rsaBits }),
+    generateKeyPair('rsa', { modulusLength: rsaBits }),
+    generateKeyPair('rsa', { modulusLength: rsaBits }),
+    generateKeyPair('rsa', { modulusLength: rsaBits }),
+    generateKeyPair('ed25519'),
+  ]);
+  const mark = isDevelopment ? ` (${developmentMark})` : '';
+  const privateFile = (key: KeyObject): KeyFile => ({
+    text: key.export({ type: 'pkcs8', format: 'pem' }).toString(),
+    isPrivate: true,
+  });
+  const publicFile = (text: string): KeyFile => ({ text, isPrivate: false });
+  const publicKeyFile = (key: KeyObject): KeyFile => publicFile(key.export({ type: 'spki', format: 'pem' }).toString());
+  const certificate = (role: string, pair: KeyPair): KeyFile =>
+    publicFile(selfSigned(`Ashlar ${role}${mark}`, pair, role === 'db'));
+  const readme = `These keys were made for development: ${developmentMark}.\nWhoever has this directory can sign an image that your development machines start.\n`;
+  return {
+    'PK.key': privateFile(pk.privateKey),
+    'PK.crt': certificate('PK', pk),
+    'KEK.key': privateFile(kek.privateKey),
+    'KEK.crt': certificate('KEK', kek),
+    'db.key': privateFile(db.privateKey),
+    'db.crt': certificate('db', db),
+    'policy.key': privateFile(policy.privateKey),
+    'policy.pub': publicKeyFile(policy.publicKey),
+    'update.key': privateFile(update.privateKey),
+    'update.pub': publicKeyFile(update.publicKey),
+    'owner-guid': publicFile(`${randomUUID()}\n`),
+    ...(isDevelopment ? { README: publicFile(readme) } : {}),
+  };
+}
+
+interface KeyPair {
+  readonly publicKey: KeyObject;
+  readonly privateKey: KeyObject;
+}
+
+function selfSigned(commonName: string, { publicKey, privateKey }: KeyPair, isSigner: boolean): string {
+  const notBefore = new Date(Math.floor(Date.now() / 86_400_000) * 86_400_000);
+  const notAfter = new Date(notBefore);
+  notAfter.setUTCFullYear(notAfter.getUTCFullYear() + validYears);
+  const serialNumber = randomBytes(16);
+  serialNumber[0] = ((serialNumber[0] ?? 0) & 0x7f) | 0x40;
+  return createCertificate({
+    subject: { commonName },
+    publicKey,
+    issuer: { name: { commonName }, key: privateKey },
+    serialNumber,
+    notBefore,
+    notAfter,
+    isCa: !isSigner,
+    usages: isSigner ? ['codeSigning'] : [],
+  });
+}
+
+/** Reads a directory made by {@link generateKeys}. @throws Error naming the file that is missing, unreadable or does not fit. */
+export async function loadKeys(directory: string): Promise<Keys> {
+  const absolute = resolve(directory);
+  const text = async (name: string): Promise<string> => {
+    try {
+      return await readFile(join(absolute, name), 'utf8');
+    } catch (error) {
+      throw new Error(
+        `cannot load keys: ${join(absolute, name)}: ${error instanceof Error ? error.message : String(error)}; make keys with: mkimage keys generate --out DIR`,
+        { cause: error },
+      );
+    }
+  };
+  const dbCertificatePem = await text('db.crt');
+  const dbKey = parsePrivateKey(join(absolute, 'db.key'), await privateText(absolute, 'db.key', text));
+  const policyKey = parsePrivateKey(join(absolute, 'policy.key'), await privateText(absolute, 'policy.key', text));
+  const policyPublicKeyPem = await text('policy.pub');
+  const ownerGuid = (await text('owner-guid')).trim().toLowerCase();
+  const certificate = parseCertificate(join(absolute, 'db.crt'), dbCertificatePem);
+  if (!certificate.checkPrivateKey(dbKey))
+    throw new Error(`cannot load keys: ${absolute}/db.key is not the key of db.crt`);
+  if (!createPublicKey(policyKey).equals(createPublicKey(policyPublicKeyPem))) {
+    throw new Error(`cannot load keys: ${absolute}/policy.key is not the key of policy.pub`);
+  }
+  const keys = {
+    directory: absolute,
+    isDevelopment: certificate.subject.includes('DEVELOPMENT'),
+    ownerGuid,
+    pkCertificatePem: await text('PK.crt'),
+    kekCertificatePem: await text('KEK.crt'),
+    dbCertificatePem,
+    dbKey,
+    policyKey,
+    policyPublicKeyPem,
+    updatePublicKeyPem: await text('update.pub'),
+  };
+  parseCertificate(join(absolute, 'PK.crt'), keys.pkCertificatePem);
+  parseCertificate(join(absolute, 'KEK.crt'), keys.kekCertificatePem);
+  secureBootVariablesOf(keys); // refuses a malformed owner-guid now rather than at the end of a build
+  return keys;
+}
+
+/** The development keys, made at first use. Safe when several processes are first at once: one makes them, all use those. */
+export async function developmentKeys(): Promise<Keys> {
+  const directory = join(xdgDataDirectory(), 'keys', 'development');
+  if (!(await exists(directory))) {
+    try {
+      await generateKeys(directory, { isDevelopment: true });
+    } catch (error) {
+      if (!(await exists(directory))) throw error;
+    }
+  }
+  return await loadKeys(directory);
+}
+
+async function privateText(directory: string, name: string, read: (name: string) => Promise<string>): Promise<string> {
+  const content = await read(name);
+  const path = join(directory, name);
+  const { mode } = await stat(path);
+  if ((mode & 0o077) !== 0) {
+    throw new Error(
+      `cannot load keys: ${path} has mode 0${(mode & 0o777).toString(8)}, others can read it; run: chmod 600 ${path}`,
+    );
+  }
+  return content;
+}
+
+function parsePrivateKey(path: string, pem: string): KeyObject {
+  try {
+    return createPrivateKey(pem);
+  } catch (error) {
+    // The cause is left out: it may quote the key.
+    throw new Error(
+      `cannot load keys: ${path} is not a PEM private key (${error instanceof Error ? error.name : 'error'})`,
+    );
+  }
+}
+
+function parseCertificate(path: string, pem: string): X509Certificate {
+  try {
+    return new X509Certificate(pem);
+  } catch (error) {
+    throw new Error(`cannot load keys: ${path} is not a PEM certificate`, { cause: error });
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export const keysCommands = commandGroup({
+  name: 'keys',
+  summary: 'Make the keys that sign images, policies and updates',
+  commands: [
+    command({
+      name: 'generate',
+      summary: 'Make Secure Boot PK, KEK and db, the policy key and the update key',
+      options: {
+        out: { type: 'string', value: 'DIR', required: true, summary: 'a directory that does not exist yet' },
+        development: { type: 'boolean', summary: 'mark the certificates as not to be shipped' },
+      },
+      run: async ({ out, development }, { print }) => {
+        await generateKeys(out, { isDevelopment: development });
+        print(`wrote ${resolve(out)}`);
+      },
+    }),
+  ],
+});
