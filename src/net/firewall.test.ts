@@ -61,13 +61,13 @@ async function listenIn(t: TestContext, netns: string): Promise<void> {
 /** What a connection from `netns` gets within a second: the server's word, or `silence`. */
 function tcpFrom(netns: string, host: string, port: number): string {
   const program = `const s = require('node:net').connect(${port}, '${host}'); s.on('data', (d) => { console.log(String(d)); process.exit(); });
-    s.on('error', (e) => { console.log(e.code); process.exit(); }); setTimeout(() => { console.log('silence'); process.exit(); }, 1000);`;
+    s.on('error', (e) => { console.log(e.code); process.exit(); }); setTimeout(() => { console.log('silence'); process.exit(); }, 500);`;
   return run('ip', 'netns', 'exec', netns, process.execPath, '-e', program).trim();
 }
 
 function udpFrom(netns: string, fromPort: number, host: string, port: number): string {
   const program = `const s = require('node:dgram').createSocket('udp4'); s.on('message', (d) => { console.log(String(d)); process.exit(); });
-    s.bind(${fromPort}, () => s.send('x', ${port}, '${host}')); setTimeout(() => { console.log('silence'); process.exit(); }, 1000);`;
+    s.bind(${fromPort}, () => s.send('x', ${port}, '${host}')); setTimeout(() => { console.log('silence'); process.exit(); }, 500);`;
   return run('ip', 'netns', 'exec', netns, process.execPath, '-e', program).trim();
 }
 
