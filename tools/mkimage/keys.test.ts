@@ -1,0 +1,95 @@
+import assert from 'node:assert/strict';
+import { X509Certificate } from 'node:crypto';
+import { chmod, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { developmentKeys, generateKeys, loadKeys } from './keys.ts';
+
+let directory: string;
+let made: string;
+before(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'ashlar-keys-'));
+  made = join(directory, 'made');
+  await generateKeys(made, { isDevelopment: false });
+});
+after(() => rm(directory, { recursive: true }));
+
+describe('generateKeys', () => {
+  it('makes every file, private ones only for the owner', async () => {
+    const modes = await Promise.all(
+      (await readdir(made)).map(async (name) => [name, ((await stat(join(made, name))).mode & 0o777).toString(8)]),
+    );
+    const privateFiles = modes.filter(([name]) => name?.endsWith('.key'));
+    assert.deepEqual(privateFiles.map(([name]) => name).sort(), [
+      'KEK.key',
+      'PK.key',
+      'db.key',
+      'policy.key',
+      'update.key',
+    ]);
+    assert.ok(privateFiles.every(([, mode]) => mode === '600'));
+    assert.equal(((await stat(made)).mode & 0o777).toString(8), '700');
+    assert.deepEqual(
+      modes
+        .map(([name]) => name)
+        .filter((name) => !name?.endsWith('.key'))
+        .sort(),
+      ['KEK.crt', 'PK.crt', 'db.crt', 'owner-guid', 'policy.pub', 'update.pub'],
+    );
+  });
+
+  it('never overwrites and leaves nothing half-done', async () => {
+    await assert.rejects(generateKeys(made, { isDevelopment: false }), /exists; keys are never overwritten/);
+    assert.deepEqual(await readdir(directory), ['made']);
+  });
+
+  it('gives certificates ten years and db the purpose of signing code', async () => {
+    const keys = await loadKeys(made);
+    const db = new X509Certificate(keys.dbCertificatePem);
+    assert.deepEqual(db.keyUsage, ['1.3.6.1.5.5.7.3.3']);
+    assert.equal(db.validToDate.getUTCFullYear() - db.validFromDate.getUTCFullYear(), 10);
+    assert.ok(db.verify(db.publicKey));
+    assert.equal(keys.isDevelopment, false);
+  });
+});
+
+describe('loadKeys', () => {
+  it('refuses a private key that others can read', async () => {
+    await chmod(join(made, 'db.key'), 0o644);
+    await assert.rejects(loadKeys(made), /db\.key has mode 0644, others can read it; run: chmod 600/);
+    await chmod(join(made, 'db.key'), 0o600);
+  });
+
+  it('refuses a key that does not fit, and never shows it', async () => {
+    const mixed = join(directory, 'mixed');
+    await generateKeys(mixed, { isDevelopment: false });
+    await writeFile(join(mixed, 'db.key'), 'SECRET', { mode: 0o600 });
+    await assert.rejects(
+      loadKeys(mixed),
+      (error: Error) => /not a PEM private key/.test(error.message) && !/SECRET/.test(String(error.stack)),
+    );
+    await rm(mixed, { recursive: true });
+  });
+
+  it('names the file that is missing and the way out', async () => {
+    await assert.rejects(loadKeys(join(directory, 'none')), /none\/db\.crt: .*mkimage keys generate/);
+  });
+});
+
+describe('developmentKeys', () => {
+  it('are made once, marked, and the same for all who ask at once', async () => {
+    const previous = process.env['XDG_DATA_HOME'];
+    process.env['XDG_DATA_HOME'] = join(directory, 'data');
+    try {
+      const [first, second] = await Promise.all([developmentKeys(), developmentKeys()]);
+      assert.equal(first.dbCertificatePem, second.dbCertificatePem);
+      assert.equal(first.isDevelopment, true);
+      assert.match(new X509Certificate(first.pkCertificatePem).subject, /DEVELOPMENT — do not ship/);
+      assert.deepEqual(await readdir(join(directory, 'data', 'ashlar', 'keys')), ['development']);
+    } finally {
+      if (previous === undefined) delete process.env['XDG_DATA_HOME'];
+      else process.env['XDG_DATA_HOME'] = previous;
+    }
+  });
+});

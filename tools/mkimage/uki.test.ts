@@ -1,0 +1,107 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { verifyAuthenticode } from '../../src/formats/authenticode.ts';
+import { minimalPe, skipWithout } from '../../src/formats/fixtures.ts';
+import { decodePe, findPeSection, peSectionContent } from '../../src/formats/pe.ts';
+import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
+import { decodePcrSignatures, verifyPcrSignature } from '../../src/measure/pcr-signature.ts';
+import { generateKeys, type Keys, loadKeys } from './keys.ts';
+import { formatMeasurements } from './measurements.ts';
+import { assembleUki, type UkiOptions } from './uki.ts';
+
+let directory: string;
+let keys: Keys;
+let options: UkiOptions;
+before(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'ashlar-uki-'));
+  await generateKeys(join(directory, 'keys'), { isDevelopment: true });
+  keys = await loadKeys(join(directory, 'keys'));
+  options = {
+    stub: minimalPe(),
+    kernel: minimalPe({ text: Buffer.from('kernel') }),
+    initrd: Buffer.from('initramfs'),
+    cmdline: 'quiet lockdown=confidentiality',
+    osRelease: 'ID=ashlar\n',
+    uname: '6.12.1-ashlar',
+    keys,
+  };
+});
+after(() => rm(directory, { recursive: true }));
+
+describe('assembleUki', () => {
+  it('is bit for bit the same twice', () => {
+    const [first, second] = [assembleUki(options), assembleUki(options)];
+    assert.deepEqual(first.uki, second.uki);
+    assert.equal(formatMeasurements(first.measurements), formatMeasurements(second.measurements));
+  });
+
+  it('is signed by db, as sbverify finds too', { skip: skipWithout('sbverify') }, async () => {
+    const { uki } = assembleUki(options);
+    assert.equal(verifyAuthenticode(uki).signatures[0]?.isValid, true);
+    await writeFile(join(directory, 'u.efi'), uki);
+    execFileSync('sbverify', ['--cert', join(directory, 'keys', 'db.crt'), join(directory, 'u.efi')], {
+      stdio: 'pipe',
+    });
+  });
+
+  it('has the sections in order', () => {
+    const names = decodePe(assembleUki(options).uki).sections.map(({ name }) => name);
+    assert.deepEqual(names, [
+      '.text',
+      '.sbat',
+      '.osrel',
+      '.cmdline',
+      '.uname',
+      '.pcrpkey',
+      '.initrd',
+      '.pcrsig',
+      '.linux',
+    ]);
+  });
+
+  it('approves, under the epoch, exactly the PCR 11 of phase enter-initrd', () => {
+    const { uki, measurements } = assembleUki(options);
+    const section = findPeSection(decodePe(uki), '.pcrsig');
+    assert.ok(section);
+    const [signature, ...others] = decodePcrSignatures(peSectionContent(uki, section));
+    assert.ok(signature);
+    assert.equal(others.length, 0);
+    assert.equal(signature.policyRef, 'ashlar-epoch-1');
+    assert.equal(Buffer.from(signature.policy).toString('hex'), measurements.policy.pcr11);
+    assert.ok(verifyPcrSignature(signature, keys.policyKey));
+    assert.equal(
+      measurements.pcr11['enter-initrd'],
+      Buffer.from(predictPcr11OfUki(uki)['enter-initrd'].value).toString('hex'),
+    );
+  });
+
+  it('refuses a command line that would let the boot entry speak', () => {
+    for (const cmdline of ['', ' ', 'a\nb', 'ü', 'x'.repeat(2048)]) {
+      assert.throws(() => assembleUki({ ...options, cmdline }), /command line must be/);
+    }
+  });
+});
+
+describe('measurements.json', () => {
+  it('can be followed by hand, step by step', () => {
+    const { measurements } = assembleUki(options);
+    for (const [steps, value] of [
+      [measurements.steps.pcr11, measurements.pcr11['leave-initrd']],
+      [measurements.steps.pcr4['secure-boot-on'], measurements.pcr4['secure-boot-on']],
+      [measurements.steps.pcr7['ovmf-dummy-dbx'], measurements.pcr7['ovmf-dummy-dbx']],
+    ] as const) {
+      let register = Buffer.alloc(32);
+      for (const step of steps ?? []) {
+        register = createHash('sha256').update(register).update(Buffer.from(step.digest, 'hex')).digest();
+        assert.equal(step.value, register.toString('hex'));
+      }
+      assert.equal(value, register.toString('hex'));
+    }
+    assert.equal(new Set(Object.values(measurements.pcr7)).size, 3);
+  });
+});
