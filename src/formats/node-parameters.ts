@@ -3,7 +3,8 @@
  * ESP or from the hypervisor, unauthenticated: at most 64 KiB of JSON, every key and length checked here, and measured
  * into PCR 14 by whoever reads them, before this decoder sees them.
  */
-import { type Checked, exactly, flag, list, object, ShapeError, text } from './json-shape.ts';
+import { isIP } from 'node:net';
+import { type Check, type Checked, exactly, flag, list, object, ShapeError, text } from './json-shape.ts';
 
 export const NODE_PARAMETERS_MAX_BYTES = 64 * 1024;
 
@@ -13,8 +14,12 @@ const pem = (label: string) =>
     pattern: new RegExp(`^-----BEGIN ${label}-----\\r?\\n[A-Za-z0-9+/=\\r\\n]+-----END ${label}-----\\r?\\n?$`),
   });
 
-/** A host name or an IPv4 or IPv6 address: nothing that a configuration file of chrony could take for a second line. */
-const timeServer = text({ min: 1, max: 253, pattern: /^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$/ });
+/** An IPv4 or IPv6 address: a node has no resolver, and a name could hold a second line of chrony's configuration. */
+const timeServer: Check<string> = (value, path) => {
+  const address = text({ max: 45 })(value, path);
+  if (isIP(address) === 0) throw new ShapeError(path, `must be an IP address, not ${JSON.stringify(address)}`);
+  return address;
+};
 
 const nodeParameters = object(
   {

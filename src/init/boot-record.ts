@@ -4,26 +4,28 @@
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { type Checked, integer, list, nonNegativeNumber, object, oneOf, text } from '../formats/json-shape.ts';
-import type { LogStore } from '../supervisor/log-store.ts';
 import { LOG_SEVERITIES, type TimelineEntry } from '../rpc/init-protocol.ts';
+import type { LogStore } from '../supervisor/log-store.ts';
 
 const STAGE1_RECORD = '/run/ashlar/stage1.json';
 
 export interface Timeline {
   /**
-   * Says `NAME: WORDS DETAIL` on the log and records `NAME: WORDS`. The words are fixed: tests and the benchmark wait
-   * for them.
+   * Says a line on the log and records the moment. Tests and the benchmark wait for these words, so they are fixed;
+   * `stage` is the line without the parts that vary.
    */
-  reach(name: string, words: string, detail?: string): void;
+  reach(name: string, text: string, stage?: string): void;
   readonly entries: readonly TimelineEntry[];
 }
 
 export function startTimeline(log: LogStore, earlier: readonly TimelineEntry[] = []): Timeline {
   const entries = [...earlier];
   return {
-    reach: (name, words, detail) => {
-      entries.push({ stage: `${name}: ${words}`, atMs: Number(process.hrtime.bigint() / 1000n) / 1000 });
-      log.append(name, 'INFO', detail === undefined ? words : `${words} ${detail}`);
+    reach: (name, text, stage = `${name}: ${text}`) => {
+      // A service that starts again is healthy again, but was ready only once.
+      if (entries.every((entry) => entry.stage !== stage))
+        entries.push({ stage, atMs: Number(process.hrtime.bigint() / 1000n) / 1000 });
+      log.append(name, 'INFO', text);
     },
     entries,
   };

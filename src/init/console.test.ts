@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, openSync, readFileSync, readSync, writeFileSync, constants } from 'node:fs';
 import { spawnSync } from 'node:child_process';
+import { constants, mkdtempSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';

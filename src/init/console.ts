@@ -3,9 +3,9 @@
  * through its own bounded queue of non-blocking writes: a serial line that nobody reads, or one stopped by flow control,
  * loses lines and says so later, and never stops PID 1.
  */
-import { close, openSync, readFileSync, write, writeSync, constants } from 'node:fs';
-import type { LogEntry } from '../supervisor/log-store.ts';
+import { close, constants, openSync, readFileSync, write, writeSync } from 'node:fs';
 import { printable } from '../supervisor/log-lines.ts';
+import type { LogEntry } from '../supervisor/log-store.ts';
 
 /** Lines that may wait for one slow console. */
 const QUEUE_LINES = 512;

@@ -1,7 +1,6 @@
 /** The initramfs lives in memory until its files are unlinked; the running program stays mapped until execve. */
-import { type Dirent, lstatSync, readdirSync, unlinkSync } from 'node:fs';
+import { type Dirent, lstatSync, readdirSync, statfsSync, unlinkSync } from 'node:fs';
 import { join } from 'node:path';
-import { statfsSync } from 'node:fs';
 
 const RAMFS_MAGIC = 0x858458f6;
 const TMPFS_MAGIC = 0x01021994;

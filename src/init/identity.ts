@@ -20,7 +20,7 @@ import {
   X509Certificate,
 } from 'node:crypto';
 import { promisify } from 'node:util';
-import { createCertificate, type CertificateOptions, spkiFingerprint } from '../formats/x509.ts';
+import { type CertificateOptions, createCertificate, spkiFingerprint } from '../formats/x509.ts';
 import { CURATOR_SERVER_NAME, nodeIdOf, nodeServerName, ORGANIZATION } from '../rpc/tls-names.ts';
 import { ensureOwnedDirectory, readOwnedFile, writeOwnedFile } from './owned-files.ts';
 

@@ -3,7 +3,7 @@
  * partition as stage 2, which stays. It does nothing when it is not PID 1.
  */
 import { existsSync } from 'node:fs';
-import { createLogStore } from '../supervisor/log-store.ts';
+import { createLogStore, type LogEntry } from '../supervisor/log-store.ts';
 import { readStage1Record, startTimeline } from './boot-record.ts';
 import { consoleLine, openConsole } from './console.ts';
 import { failBoot, installLastResort } from './last-resort.ts';
@@ -31,6 +31,9 @@ async function main(): Promise<void> {
     } else {
       const stage1 = await readStage1Record();
       const timeline = startTimeline(logStore, stage1.timeline);
+      // Before the console listens: it has shown these.
+      for (const { name: from, severity, atMs, text } of stage1.log)
+        logStore.append(from, severity, `(${(atMs / 1000).toFixed(3)}) ${text}`);
       logStore.onEntry((entry) => {
         if (isForConsole(entry)) console.write(consoleLine(entry));
       });
@@ -39,6 +42,12 @@ async function main(): Promise<void> {
   } catch (error) {
     failBoot(console, name.slice('init.'.length), error);
   }
+}
+
+/** The console shows init's own log, and of everything else that it failed. */
+function isForConsole({ name, severity }: LogEntry): boolean {
+  if (severity === 'ERROR') return true;
+  return severity !== 'DEBUG' && (name === 'init' || name.startsWith('init.'));
 }
 
 if (process.pid === 1) void main();

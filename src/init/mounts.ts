@@ -1,7 +1,8 @@
 /** Every kernel file system of a node, in the order they are mounted, with the reason for each option. */
 import { mkdirSync } from 'node:fs';
 import { isErrno } from '../linux/libc.ts';
-import { MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount, type MountRequest } from '../linux/mount.ts';
+import { type MountRequest, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount } from '../linux/mount.ts';
+import type { Logger } from '../supervisor/log-store.ts';
 
 const LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
@@ -38,7 +39,7 @@ export const STAGE2_MOUNTS: readonly MountRequest[] = [
 ];
 
 /** Mounted when the machine has them. */
-export const OPTIONAL_MOUNTS: readonly MountRequest[] = [
+const OPTIONAL_MOUNTS: readonly MountRequest[] = [
   // Read-only: nothing changes firmware variables in ordinary running.
   { source: 'efivarfs', target: '/sys/firmware/efi/efivars', type: 'efivarfs', flags: LOCKED | MS_RDONLY },
 ];
@@ -56,6 +57,17 @@ export function mountAll(requests: readonly MountRequest[]): void {
       mount(request);
     } catch (error) {
       if (!isErrno(error, 'EBUSY')) throw error;
+    }
+  }
+}
+
+/** Mounts what a machine may lack: without UEFI there are no variables, and Secure Boot is then unknown. */
+export function mountOptional(log: Logger): void {
+  for (const request of OPTIONAL_MOUNTS) {
+    try {
+      mountAll([request]);
+    } catch (error) {
+      log.debug(`no ${request.type}: ${String(error)}`);
     }
   }
 }

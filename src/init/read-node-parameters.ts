@@ -5,12 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import { open } from 'node:fs/promises';
-import {
-  decodeNodeParameters,
-  NODE_PARAMETERS_MAX_BYTES,
-  type NodeParameters,
-  NodeParametersError,
-} from '../formats/node-parameters.ts';
+import { decodeNodeParameters, type NodeParameters, NodeParametersError } from '../formats/node-parameters.ts';
 import { listPartitions } from '../linux/block.ts';
 import { isErrno } from '../linux/libc.ts';
 import { MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount, unmount } from '../linux/mount.ts';
@@ -23,6 +18,8 @@ const ESP_FILE = `${ESP_MOUNT}/EFI/ashlar/node-parameters.json`;
 /** The ESP is the first partition (docs/architecture.md). */
 const ESP_NUMBER = 1;
 const NODE_PARAMETERS_PCR = 14;
+/** More than the decoder takes, so that it can say how much too many there are; a file longer than this is cut here. */
+const READ_MAX_BYTES = 1024 * 1024;
 
 /** Reads, measures and checks the node parameters. Throws `NodeParametersError`: then a human has to act. */
 export async function readNodeParameters(disk: string, log: Logger): Promise<NodeParameters> {
@@ -68,18 +65,19 @@ async function readEsp(disk: string, log: Logger): Promise<Source | null> {
   }
 }
 
-/** At most one byte more than is allowed: enough for the decoder to refuse it. Null when there is no such file. */
+/** Null when there is no such file. */
 async function readLimited(path: string): Promise<Buffer | null> {
   try {
     await using file = await open(path, 'r');
-    const buffer = Buffer.alloc(NODE_PARAMETERS_MAX_BYTES + 1);
-    let length = 0;
-    while (length < buffer.length) {
-      const { bytesRead } = await file.read(buffer, length, buffer.length - length, null);
+    const chunks: Buffer[] = [];
+    for (let length = 0; length < READ_MAX_BYTES; ) {
+      const chunk = Buffer.alloc(64 * 1024);
+      const { bytesRead } = await file.read(chunk, 0, chunk.length, null);
       if (bytesRead === 0) break;
+      chunks.push(chunk.subarray(0, bytesRead));
       length += bytesRead;
     }
-    return buffer.subarray(0, length);
+    return Buffer.concat(chunks);
   } catch (error) {
     if (isErrno(error, 'ENOENT', 'ENOTDIR')) return null;
     throw error;

@@ -8,8 +8,8 @@
  */
 import { createHash } from 'node:crypto';
 import { copyFile, mkdir } from 'node:fs/promises';
-import { moveMount, mount, MS_NODEV, MS_NOSUID, MS_RDONLY, unmount } from '../linux/mount.ts';
 import { isErrno } from '../linux/libc.ts';
+import { MS_NODEV, MS_NOSUID, MS_RDONLY, mount, moveMount, unmount } from '../linux/mount.ts';
 import { changeRoot } from '../linux/system.ts';
 import { openVerity } from '../storage/verity.ts';
 import type { Logger, LogStore } from '../supervisor/log-store.ts';

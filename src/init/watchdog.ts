@@ -3,7 +3,7 @@
  * is reset by hardware. They stay armed across execve (closed without the magic 'V') and are opened again by stage 2,
  * well within their timeout. Nothing ever disarms them.
  */
-import { listWatchdogs, openWatchdog, type OpenWatchdog } from '../linux/watchdog.ts';
+import { listWatchdogs, type OpenWatchdog, openWatchdog } from '../linux/watchdog.ts';
 import type { Logger } from '../supervisor/log-store.ts';
 
 /** Long enough for stage 1's slowest synchronous step on an emulated machine, short enough to be worth having. */

@@ -1,5 +1,5 @@
 /** Block devices as the kernel shows them: /sys/block, and the ioctls of linux/fs.h and linux/blkpg.h. */
-import { openSync, closeSync, readdirSync, readFileSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ioctl } from './ioctl.ts';
 import { addressOf } from './libc.ts';

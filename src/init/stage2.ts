@@ -1,0 +1,237 @@
+/**
+ * Stage 2: from the verified system to a node that serves. It stays as PID 1.
+ *
+ *     mounts, settings, clock → node parameters (measured, then read) → data partition → identity → configuration
+ *     → init socket → supervisor: firewall, network, services → ready
+ *
+ * What restarting can better ends in a restart; what it cannot (parameters, a data partition that stays closed) waits for
+ * a human with PCR 11 capped. The node parameters are untrusted until they are measured.
+ */
+import { type NodeParameters, NodeParametersError } from '../formats/node-parameters.ts';
+import { setHostName, setWallClock } from '../linux/system.ts';
+import { INIT_SOCKET } from '../rpc/init-client.ts';
+import type { Logger, LogStore } from '../supervisor/log-store.ts';
+import { loadServiceManifests, type ServiceManifest, servicesForRoles } from '../supervisor/service-manifest.ts';
+import { nodeServiceHost, serviceStatuses, stopDeadlineMs } from '../supervisor/service-runnable.ts';
+import { type Supervisor, startSupervisor } from '../supervisor/supervisor.ts';
+import type { Stage1Record, Timeline } from './boot-record.ts';
+import { enterInitCgroup } from './cgroup.ts';
+import { watchChildren } from './children.ts';
+import { ensureIdentity, type NodeIdentity } from './identity.ts';
+import { startInitServer } from './init-server.ts';
+import { applyKernelSettings } from './kernel-settings.ts';
+import { readEventLog, readSecureBoot } from './machine.ts';
+import { mountAll, mountOptional, STAGE2_MOUNTS } from './mounts.ts';
+import { nodeServices, writeConfigurations } from './node-services.ts';
+import { type BootFacts, nodeStatusReader } from './node-status.ts';
+import { ensureOwnedDirectory } from './owned-files.ts';
+import { readNodeParameters } from './read-node-parameters.ts';
+import { startReaper } from './reaper.ts';
+import { closeMappings, createShutdown, killRemainingProcesses, type Shutdown, unmountWithRetry } from './shutdown.ts';
+import { watchStopRequests } from './signals.ts';
+import type { Stage } from './stage1.ts';
+import { readSystemDescription, type SystemDescription } from './system-description.ts';
+import { UnlockRefusedError, unlockData } from './unlock-client.ts';
+import { NeedsHuman, waitForHuman } from './wait-for-human.ts';
+import { armWatchdogs } from './watchdog.ts';
+
+const SYSTEM_DESCRIPTION = '/run/ashlar/system.json';
+const MANIFESTS = '/usr/share/ashlar/services';
+const DATA = '/data';
+/** The init socket's group: the agent. */
+const AGENT_GID = 200;
+/** A cluster of one: this node holds the control plane, too. */
+const ROLES = ['control', 'node'] as const;
+
+/** Runs stage 2. Returns when the node's tree has been started, or never when a human is needed. */
+export async function runStage2(stage: Stage, stage1: Stage1Record): Promise<void> {
+  const { console, logStore, log, timeline } = stage;
+  timeline.reach('init.stage2', 'start');
+  startReaper({ children: watchChildren() });
+  const shutdown = createShutdown(logStore.logger('init'), console);
+  prepareKernel(log);
+  armWatchdogs(log);
+  watchStopRequests(log, (action, reason) => void shutdown.begin(action, reason));
+
+  const system = await readSystemDescription(SYSTEM_DESCRIPTION);
+  setClock(system, log);
+  const facts = await describeBoot(system, stage1, log);
+  try {
+    const parameters = await readParameters(stage1.disk, log);
+    await openData(system, parameters, facts, shutdown, stage);
+    const identity = await establishIdentity(system, facts, logStore);
+    await startNode({ system, parameters, identity, facts, shutdown, timeline, logStore });
+  } catch (error) {
+    if (shutdown.signal.aborted) return; // the shutdown took something away from under the boot
+    if (!(error instanceof NeedsHuman)) throw error;
+    facts.stage = `failed: ${error.stage}`;
+    await waitForHuman(error, logStore);
+  }
+}
+
+function prepareKernel(log: Logger): void {
+  mountAll(STAGE2_MOUNTS);
+  mountOptional(log);
+  enterInitCgroup();
+  applyKernelSettings(log);
+  setHostName('ashlar');
+}
+
+/** A machine without a clock battery starts in 1970; certificates would not be valid yet. */
+function setClock({ buildTime }: SystemDescription, log: Logger): void {
+  const earliestMs = buildTime * 1000;
+  if (Date.now() >= earliestMs) return;
+  log.warning(`the clock says ${new Date().toISOString()}; set to the image's build time`);
+  setWallClock(earliestMs);
+}
+
+async function describeBoot(system: SystemDescription, stage1: Stage1Record, log: Logger): Promise<BootFacts> {
+  const secureBoot = await readSecureBoot();
+  log.info(`ashlar ${system.version}, slot ${stage1.slot}, Secure Boot ${secureBoot}`);
+  return {
+    nodeId: '',
+    version: system.version,
+    slot: stage1.slot,
+    stage: 'data',
+    roles: [...ROLES],
+    tpm: stage1.hasTpm === 'yes' ? 'ready' : 'absent',
+    data: { state: 'closed', createdThisBoot: false },
+  };
+}
+
+async function readParameters(disk: string, log: Logger): Promise<NodeParameters> {
+  try {
+    return await readNodeParameters(disk, log);
+  } catch (error) {
+    if (error instanceof NodeParametersError) throw new NeedsHuman('parameters', error, { isCapped: false });
+    throw error;
+  }
+}
+
+async function openData(
+  system: SystemDescription,
+  parameters: NodeParameters,
+  facts: BootFacts,
+  shutdown: Shutdown,
+  { logStore, timeline }: Stage,
+): Promise<void> {
+  const log = logStore.logger('init.data');
+  facts.data.state = 'opening';
+  // Registered before anything is opened: a shutdown during the unlock closes what there is.
+  shutdown.use({ name: 'close the data partition', deadlineMs: 5_000, run: closeMappings });
+  shutdown.use({ name: 'unmount the data partition', deadlineMs: 8_000, run: () => unmountWithRetry(DATA) });
+  shutdown.use({ name: 'end what is left of the services', deadlineMs: 8_000, run: killRemainingProcesses });
+  try {
+    const result = await unlockData(
+      { system, parameters },
+      { signal: shutdown.signal, onEvent: (text) => log.info(text) },
+    );
+    for (const warning of result.warnings) log.warning(warning);
+    facts.data = { state: 'open', createdThisBoot: result.state === 'created' };
+    timeline.reach('init.data', `open (${result.partition}, ${result.state})`, 'init.data: open');
+  } catch (error) {
+    facts.data.state = 'refused';
+    if (error instanceof UnlockRefusedError) throw new NeedsHuman('data', error, { isCapped: true });
+    throw error;
+  }
+}
+
+async function establishIdentity(
+  system: SystemDescription,
+  facts: BootFacts,
+  logStore: LogStore,
+): Promise<NodeIdentity> {
+  const notBefore = new Date(system.buildTime * 1000);
+  const identity = await ensureIdentity({ dataDirectory: DATA, roles: ROLES, notBefore });
+  facts.nodeId = identity.nodeId;
+  setHostName(identity.nodeId);
+  const log = logStore.logger('init.identity');
+  log.info(`this is ${identity.nodeId}`);
+  if (identity.curatorFingerprint !== null) log.info(`the cluster API's key is ${identity.curatorFingerprint}`);
+  return identity;
+}
+
+interface NodeStart {
+  readonly system: SystemDescription;
+  readonly parameters: NodeParameters;
+  readonly identity: NodeIdentity;
+  readonly facts: BootFacts;
+  readonly shutdown: Shutdown;
+  readonly timeline: Timeline;
+  readonly logStore: LogStore;
+}
+
+async function startNode(options: NodeStart): Promise<void> {
+  const { system, parameters, identity, facts, shutdown, timeline, logStore } = options;
+  facts.stage = 'services';
+  const manifests = servicesForRoles(loadServiceManifests(MANIFESTS), ROLES);
+  const host = nodeServiceHost(logStore);
+  for (const { uid, name, mounts } of manifests)
+    if (mounts.data === true) await ensureOwnedDirectory(`${DATA}/services/${name}`, uid);
+  writeConfigurations({ host, manifests, parameters, identity, roles: ROLES, version: system.version });
+
+  let supervisor: Supervisor | undefined;
+  // The socket is there before the agent starts, because the agent's bundle binds it.
+  await startInitServer({
+    path: INIT_SOCKET,
+    gid: AGENT_GID,
+    log: logStore.logger('init.server'),
+    service: {
+      status: nodeStatusReader(facts, timeline),
+      services: async () =>
+        serviceStatuses(manifests, ROLES, supervisor?.status() ?? [], Number(process.hrtime.bigint() / 1_000_000n)),
+      logs: ({ name, tail, follow }, signal) => {
+        const query = { ...(name === undefined ? {} : { name }), tail: tail ?? 1000 };
+        return follow === true ? logStore.follow(query, signal) : asIterable(logStore.read(query));
+      },
+      eventLog: readEventLog,
+      stop: (action, reason) => void shutdown.begin(action, reason),
+    },
+  });
+  if (shutdown.signal.aborted) return;
+  const started = startSupervisor(nodeServices({ manifests, host, timeline }), { log: logStore });
+  supervisor = started;
+  shutdown.use({
+    name: 'stop the services',
+    deadlineMs: stopDeadlineMs(manifests) * manifests.length,
+    run: () => stopSupervisor(started, stopDeadlineMs(manifests)),
+  });
+  announceHealth({ supervisor: started, manifests, facts, timeline });
+}
+
+async function stopSupervisor(supervisor: Supervisor, deadlineMs: number): Promise<void> {
+  const leftBehind = await supervisor.stop(deadlineMs);
+  if (leftBehind.length > 0) throw new Error(`${leftBehind.join(', ')} did not end in time`);
+}
+
+/** Says when each service is healthy, and once that the node is ready. */
+function announceHealth({
+  supervisor,
+  manifests,
+  facts,
+  timeline,
+}: {
+  supervisor: Supervisor;
+  manifests: readonly ServiceManifest[];
+  facts: BootFacts;
+  timeline: Timeline;
+}): void {
+  const healthy = new Set<string>();
+  supervisor.onChange(({ name, state }) => {
+    const service = manifests.find((manifest) => name === manifest.name || name.endsWith(`.${manifest.name}`));
+    if (service === undefined) return;
+    if (state !== 'HEALTHY') {
+      healthy.delete(service.name);
+      return;
+    }
+    healthy.add(service.name);
+    timeline.reach('init.services', `${service.name} healthy`);
+    if (healthy.size < manifests.length || facts.stage === 'ready') return;
+    facts.stage = 'ready';
+    timeline.reach('init', `node ${facts.nodeId} ready`, 'init: ready');
+  });
+}
+
+async function* asIterable<T>(values: readonly T[]): AsyncIterable<T> {
+  yield* values;
+}
