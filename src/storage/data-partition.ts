@@ -32,8 +32,8 @@ import { createDataVolume, DATA_DEVICE, openDataVolume, readDataHeader, WrongSlo
 import { LuksHeaderError } from './luks-header.ts';
 import {
   type NewNodeKey,
-  NoNodeKeyError,
   type NodeKeyKeeper,
+  NoNodeKeyError,
   SecureBootOffError,
   tpmKeeper,
   unsealedKeeper,
@@ -94,6 +94,8 @@ export interface DataPartitionResult {
 export type DataRefusal =
   | SealingFailure
   | 'no-tpm'
+  /** The TPM does not do what it is told, so PCR 11 may not be capped. */
+  | 'tpm-failed'
   | 'secure-boot-off'
   | 'disk-too-small'
   | 'header-refused'
@@ -166,7 +168,7 @@ function initrdPhase(tpm: Tpm | undefined): InitrdPhase {
   return {
     leave() {
       if (hasLeft) return;
-      tpm?.extendPcr(PHASE_PCR, LEAVE_INITRD);
+      trustTpm('cap PCR 11', () => tpm?.extendPcr(PHASE_PCR, LEAVE_INITRD));
       hasLeft = true;
     },
   };
@@ -174,9 +176,20 @@ function initrdPhase(tpm: Tpm | undefined): InitrdPhase {
 
 function openTpm(path: string): Tpm | undefined {
   if (!path.includes(':') && !existsSync(path)) return undefined;
-  const tpm = new Tpm(path.includes(':') ? path : `device:${path}`);
-  tpm.startup();
-  return tpm;
+  return trustTpm('use the TPM', () => {
+    const tpm = new Tpm(path.includes(':') ? path : `device:${path}`);
+    tpm.startup();
+    return tpm;
+  });
+}
+
+function trustTpm<T>(action: string, call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    throw new DataPartitionError('tpm-failed', `cannot ${action}: ${message}; restart the machine`, { cause: error });
+  }
 }
 
 function chooseKeeper(request: DataPartitionRequest, tpm: Tpm | undefined, scope: DisposableStack): NodeKeyKeeper {

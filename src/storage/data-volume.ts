@@ -6,17 +6,19 @@
  * used, whatever the disk answers to a second read. (libcryptsetup reads a regular file directly, so no loop device is
  * needed; it takes the data offset from the header as it would on the disk.) The header has nothing secret in it.
  */
+
+import { randomBytes } from 'node:crypto';
 import { closeSync, fsyncSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { isWrongKey, LuksVolume } from './cryptsetup.ts';
 import {
   type AcceptedHeader,
   acceptHeader,
-  copyRange,
   HEADER_BYTES,
   isolateAcceptedCopy,
   NODE_SLOT,
   RECOVERY_SLOT,
+  rewriteOtherCopy,
 } from './luks-header.ts';
 import { type DataToken, type RecoveryToken, TOKEN_ID } from './luks-tokens.ts';
 import { readAt, writeAt } from './partition-table.ts';
@@ -102,7 +104,7 @@ export function openDataVolume(
   return {
     volumeKey,
     activate: () => luks.activate(DATA_MAPPING, volumeKey),
-    repair: () => repairStaleCopy(partitionPath, header, headerPath),
+    repair: () => repairStaleCopy(partitionPath, header),
     [Symbol.dispose]: () => scope.dispose(),
   };
 }
@@ -116,25 +118,17 @@ function readVolumeKey(luks: LuksVolume, key: Uint8Array): Buffer {
   }
 }
 
-/** libcryptsetup has made the missing copy in the detached header when it loaded it; this one goes to the disk. */
-function repairStaleCopy(partitionPath: string, { accepted }: DataHeader, headerPath: string): boolean {
+function repairStaleCopy(partitionPath: string, { bytes, accepted }: DataHeader): boolean {
   if (accepted.stale === undefined) return false;
-  const [start, end] = copyRange(accepted.stale);
-  const fd = openSync(headerPath, 'r');
+  const write = rewriteOtherCopy(bytes, accepted, randomBytes(64));
+  const fd = openSync(partitionPath, 'r+');
   try {
-    const bytes = readAt(fd, 0, HEADER_BYTES);
-    if (acceptHeader(bytes, accepted).stale !== undefined) return false;
-    const device = openSync(partitionPath, 'r+');
-    try {
-      writeAt(device, start, bytes.subarray(start, end));
-      fsyncSync(device);
-    } finally {
-      closeSync(device);
-    }
-    return true;
+    writeAt(fd, write.offset, write.bytes);
+    fsyncSync(fd);
   } finally {
     closeSync(fd);
   }
+  return true;
 }
 
 function syncDevice(path: string): void {

@@ -23,7 +23,7 @@ import {
   ShapeError,
   text,
 } from '../formats/json-shape.ts';
-import { decodeToken, type DataToken } from './luks-tokens.ts';
+import { type DataToken, decodeToken } from './luks-tokens.ts';
 
 export const CIPHER = 'aes';
 export const CIPHER_MODE = 'xts-plain64';
@@ -42,8 +42,13 @@ const BINARY_HEADER_BYTES = 4096;
 const JSON_BYTES = METADATA_BYTES - BINARY_HEADER_BYTES;
 const CHECKSUM_OFFSET = 448;
 const CHECKSUM_BYTES = 64;
-const PRIMARY_MAGIC = Buffer.from('LUKS\xba\xbe', 'latin1');
-const SECONDARY_MAGIC = Buffer.from('SKUL\xba\xbe', 'latin1');
+const SALT_OFFSET = 104;
+const SALT_BYTES = 64;
+const PLACE_OFFSET = 256;
+const MAGIC = {
+  primary: Buffer.from('LUKS\xba\xbe', 'latin1'),
+  secondary: Buffer.from('SKUL\xba\xbe', 'latin1'),
+} as const;
 const ENCRYPTION = `${CIPHER}-${CIPHER_MODE}`;
 const SLOT_NAMES = [`${NODE_SLOT}`, `${RECOVERY_SLOT}`] as const;
 
@@ -88,21 +93,44 @@ export function acceptHeader(bytes: Uint8Array, { uuid }: { uuid: string }): Acc
   const isStale = other === undefined || other.sequence !== newest.sequence;
   return {
     copy: newest.copy,
-    stale: isStale ? (newest.copy === 'primary' ? 'secondary' : 'primary') : undefined,
+    stale: isStale ? otherCopy(newest.copy) : undefined,
     uuid,
     tokens: acceptJson(newest.json),
   };
 }
 
-/**
- * The header with only the accepted copy in it, so that whoever reads it next can choose no other. libcryptsetup writes
- * the missing copy again when it loads it.
- */
+/** The header with only the accepted copy in it, so that whoever reads it next can choose no other. */
 export function isolateAcceptedCopy(bytes: Uint8Array, { copy }: AcceptedHeader): Buffer {
   const isolated = Buffer.from(bytes);
-  const [start, end] = copyRange(copy === 'primary' ? 'secondary' : 'primary');
+  const [start, end] = copyRange(otherCopy(copy));
   isolated.fill(0, start, end);
   return isolated;
+}
+
+/**
+ * The write that makes the other copy equal to the accepted one: same sequence number and JSON, its own magic, place,
+ * salt and checksum.
+ *
+ * @param salt 64 random bytes
+ */
+export function rewriteOtherCopy(
+  bytes: Uint8Array,
+  { copy }: AcceptedHeader,
+  salt: Uint8Array,
+): { readonly offset: number; readonly bytes: Buffer } {
+  const other = otherCopy(copy);
+  const [start, end] = copyRange(copy);
+  const [offset] = copyRange(other);
+  const metadata = Buffer.from(bytes.subarray(start, end));
+  metadata.set(MAGIC[other], 0);
+  metadata.set(salt.subarray(0, SALT_BYTES), SALT_OFFSET);
+  metadata.writeBigUInt64BE(BigInt(offset), PLACE_OFFSET);
+  metadata.set(checksumOf(metadata), CHECKSUM_OFFSET);
+  return { offset, bytes: metadata };
+}
+
+function otherCopy(copy: HeaderCopy): HeaderCopy {
+  return copy === 'primary' ? 'secondary' : 'primary';
 }
 
 /** Where a copy lies, in bytes from the start of the partition: `[start, end)`. */
@@ -129,20 +157,16 @@ function attemptCopy(bytes: Uint8Array, copy: HeaderCopy): WholeCopy | LuksHeade
 function readCopy(bytes: Buffer, copy: HeaderCopy): WholeCopy {
   const [start, end] = copyRange(copy);
   const metadata = bytes.subarray(start, end);
-  const magic = copy === 'primary' ? PRIMARY_MAGIC : SECONDARY_MAGIC;
-  if (!metadata.subarray(0, 6).equals(magic)) throw new LuksHeaderError('there is no LUKS2 magic');
+  if (!metadata.subarray(0, 6).equals(MAGIC[copy])) throw new LuksHeaderError('there is no LUKS2 magic');
   const version = metadata.readUInt16BE(6);
   if (version !== 2) throw new LuksHeaderError(`its version is ${version}, not 2`);
   const size = metadata.readBigUInt64BE(8);
   if (size !== BigInt(METADATA_BYTES)) throw new LuksHeaderError(`its size is ${size}, not ${METADATA_BYTES}`);
-  const offset = metadata.readBigUInt64BE(256);
+  const offset = metadata.readBigUInt64BE(PLACE_OFFSET);
   if (offset !== BigInt(start)) throw new LuksHeaderError(`it says it lies at ${offset}, not ${start}`);
   const algorithm = fixedText(metadata, 72, 32);
   if (algorithm !== 'sha256') throw new LuksHeaderError(`its checksum is ${JSON.stringify(algorithm)}, not "sha256"`);
-  const unsummed = Buffer.from(metadata);
-  unsummed.fill(0, CHECKSUM_OFFSET, CHECKSUM_OFFSET + CHECKSUM_BYTES);
-  const checksum = createHash('sha256').update(unsummed).digest();
-  if (!checksum.equals(metadata.subarray(CHECKSUM_OFFSET, CHECKSUM_OFFSET + checksum.length))) {
+  if (!checksumOf(metadata).equals(metadata.subarray(CHECKSUM_OFFSET, CHECKSUM_OFFSET + CHECKSUM_BYTES))) {
     throw new LuksHeaderError('its checksum is wrong');
   }
   return {
@@ -150,6 +174,15 @@ function readCopy(bytes: Buffer, copy: HeaderCopy): WholeCopy {
     uuid: fixedText(metadata, 168, 40),
     json: Buffer.from(metadata.subarray(BINARY_HEADER_BYTES)),
   };
+}
+
+/** SHA-256 over binary header and JSON area with the checksum field zero, padded to the field. */
+function checksumOf(metadata: Buffer): Buffer {
+  const unsummed = Buffer.from(metadata);
+  unsummed.fill(0, CHECKSUM_OFFSET, CHECKSUM_OFFSET + CHECKSUM_BYTES);
+  const checksum = Buffer.alloc(CHECKSUM_BYTES);
+  createHash('sha256').update(unsummed).digest().copy(checksum);
+  return checksum;
 }
 
 function fixedText(bytes: Buffer, start: number, length: number): string {

@@ -9,7 +9,7 @@
  */
 import { createHash, createPublicKey, type KeyObject } from 'node:crypto';
 import { type Checked, integer, list, object, ShapeError, text } from '../formats/json-shape.ts';
-import { encodePublic, objectName, OBJECT, type RsaPublic, u32 } from './structures.ts';
+import { encodePublic, OBJECT, objectName, type RsaPublic, u32 } from './structures.ts';
 
 /** One signed PCR policy. */
 export interface PcrSignature {

@@ -1,0 +1,142 @@
+/**
+ * PID 1's side of opening the data partition: starts the Worker (`unlock.ts`), runs programs for it, holds the deadline,
+ * and sees to it that PCR 11 is capped with `leave-initrd` however the Worker ends.
+ */
+import { spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { Worker } from 'node:worker_threads';
+import { FSCK, MKFS } from '../storage/data-filesystem.ts';
+import type {
+  DataPartitionPaths,
+  DataPartitionRequest,
+  DataPartitionResult,
+  DataRefusal,
+} from '../storage/data-partition.ts';
+import { extendPcr } from './extend-pcr.ts';
+import type { ProgramEnd, UnlockMessage } from './unlock.ts';
+
+const WORKER_PATH = '/usr/lib/ashlar/unlock.js';
+/** Making a file system on a slow, large disk takes longest. */
+const DEADLINE_MS = 180_000;
+const OUTPUT_LIMIT_BYTES = 4096;
+const PHASE_PCR = 11;
+const LEAVE_INITRD = createHash('sha256').update('leave-initrd').digest();
+
+const PATHS: DataPartitionPaths = {
+  tpm: '/dev/tpmrm0',
+  efivars: '/sys/firmware/efi/efivars',
+  pcrSignature: '/run/ashlar/tpm2-pcr-signature.json',
+  headers: '/run/ashlar',
+  mountPoint: '/data',
+};
+
+export interface UnlockOptions {
+  readonly system: {
+    readonly partitionUuid: string;
+    readonly policyKeyPem: string;
+    readonly sealing: { readonly policyRef: string };
+  };
+  readonly parameters: {
+    readonly recovery: { readonly publicKeyPem: string };
+    readonly tpm?: { readonly required: boolean };
+  };
+  /** @default the node's */
+  readonly paths?: DataPartitionPaths;
+  /** The Worker's bundle. @default `/usr/lib/ashlar/unlock.js` */
+  readonly workerPath?: string;
+  /** @default 180 000 */
+  readonly deadlineMs?: number;
+}
+
+export interface UnlockCallbacks {
+  readonly signal: AbortSignal;
+  /** A line for the console. */
+  readonly onEvent: (text: string) => void;
+}
+
+export type UnlockResult = DataPartitionResult;
+
+/** The data partition stays closed; `message` is for the console, `refusal` for code that branches. */
+export class UnlockRefusedError extends Error {
+  override readonly name = 'UnlockRefusedError';
+  readonly refusal: DataRefusal | 'deadline';
+
+  constructor(refusal: DataRefusal | 'deadline', message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.refusal = refusal;
+  }
+}
+
+/**
+ * Opens and mounts the data partition, creating it at first boot. PCR 11 has `leave-initrd` when this settles.
+ *
+ * Throws `UnlockRefusedError`, or the signal's reason.
+ */
+export async function unlockData(options: UnlockOptions, { signal, onEvent }: UnlockCallbacks): Promise<UnlockResult> {
+  // tpm2-tss reads this at its first call and would otherwise write its own lines to standard error.
+  process.env['TSS2_LOG'] ??= 'all+NONE';
+  const { paths = PATHS, workerPath = WORKER_PATH, deadlineMs = DEADLINE_MS } = options;
+  const workerData: DataPartitionRequest = {
+    systemPartitionUuid: options.system.partitionUuid,
+    policy: { policyKeyPem: options.system.policyKeyPem, policyRef: options.system.sealing.policyRef },
+    recoveryPublicKeyPem: options.parameters.recovery.publicKeyPem,
+    isTpmRequired: options.parameters.tpm?.required ?? true,
+    paths,
+  };
+  const deadline = AbortSignal.timeout(deadlineMs);
+  const worker = new Worker(await readFile(workerPath, 'utf8'), { eval: true, workerData });
+  let last: UnlockMessage | undefined;
+  try {
+    last = await followWorker(worker, AbortSignal.any([signal, deadline]), onEvent);
+  } catch (error) {
+    await worker.terminate();
+    if (!deadline.aborted || signal.aborted) throw error;
+    const text = `cannot open the data partition within ${deadlineMs / 1000} s; restart the machine`;
+    throw new UnlockRefusedError('deadline', text, { cause: error });
+  } finally {
+    // The Worker caps PCR 11 before its last message. If it sent none, or could not, the cap is ours to set.
+    if (last === undefined || (last.type === 'refused' && last.refusal === 'tpm-failed'))
+      await extendPcr(PHASE_PCR, LEAVE_INITRD);
+  }
+  if (last.type === 'refused') throw new UnlockRefusedError(last.refusal, last.message);
+  if (last.type !== 'opened') throw new Error(`cannot open the data partition: the worker ended with "${last.type}"`);
+  return last.result;
+}
+
+/** Resolves with the Worker's last message. */
+function followWorker(worker: Worker, signal: AbortSignal, onEvent: (text: string) => void): Promise<UnlockMessage> {
+  const { promise, resolve, reject } = Promise.withResolvers<UnlockMessage>();
+  const onMessage = (message: UnlockMessage) => {
+    if (message.type === 'report') onEvent(message.text);
+    else if (message.type === 'run') {
+      runProgram(message.program, message.args, signal).then((end) => worker.postMessage(end), reject);
+    } else resolve(message);
+  };
+  const onAbort = () => reject(signal.reason);
+  signal.addEventListener('abort', onAbort, { once: true });
+  if (signal.aborted) onAbort();
+  worker.on('message', onMessage);
+  worker.once('error', reject);
+  worker.once('exit', (code) => reject(new Error(`cannot open the data partition: the worker ended with ${code}`)));
+  return promise.finally(() => signal.removeEventListener('abort', onAbort));
+}
+
+/** Runs one of the two programs the Worker may ask for, and returns its end and the start of what it wrote. */
+async function runProgram(program: string, args: readonly string[], signal: AbortSignal): Promise<ProgramEnd> {
+  if (program !== MKFS && program !== FSCK) throw new Error(`cannot run ${program} for the unlock worker`);
+  const child = spawn(program, [...args], { stdio: ['ignore', 'pipe', 'pipe'], env: {}, signal });
+  const parts: Buffer[] = [];
+  let kept = 0;
+  const keep = (part: Buffer) => {
+    if (kept < OUTPUT_LIMIT_BYTES) parts.push(part.subarray(0, OUTPUT_LIMIT_BYTES - kept));
+    kept += part.length;
+  };
+  child.stdout.on('data', keep);
+  child.stderr.on('data', keep);
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', reject);
+    child.once('close', (exitCode) => resolve(exitCode));
+  });
+  return { code, output: Buffer.concat(parts).toString('utf8').trim() };
+}
