@@ -1,5 +1,6 @@
 /** Small inputs and oracles for the tests of this folder and its users. Nothing that ships imports it. */
 import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 
 /** A reason to skip a test that asks a tool for its opinion, or false when the tool is here. */
 export function skipWithout(tool: string): string | false {
@@ -83,4 +84,58 @@ export function* mutations(
     }
     yield copy;
   }
+}
+
+/** An empty variables image like OVMF's, 16 KiB with a store of 8 KiB. */
+export function emptyVariableStore(): Uint8Array {
+  const image = Buffer.alloc(16 * 1024, 0xff);
+  image.fill(0, 0, 72);
+  image.set(Buffer.from('8d2bf1ff96768b4ca9852747075b4f50', 'hex'), 16);
+  image.writeBigUInt64LE(BigInt(image.length), 32);
+  image.write('_FVH', 40, 'latin1');
+  image.writeUInt32LE(0x0004_feff, 44);
+  image.writeUInt16LE(72, 48);
+  image.writeUInt8(2, 55);
+  image.writeUInt32LE(4, 56);
+  image.writeUInt32LE(4096, 60);
+  let sum = 0;
+  for (let i = 0; i < 72; i += 2) sum += image.readUInt16LE(i);
+  image.writeUInt16LE(-sum & 0xffff, 50);
+  image.set(Buffer.from('782cf3aa7b949a43a1802e144ec37792', 'hex'), 72);
+  image.writeUInt32LE(8 * 1024, 88);
+  image.set([0x5a, 0xfe, 0, 0, 0, 0, 0, 0], 92);
+  return image;
+}
+
+/** A crypto-agile event log with SHA-1 and SHA-256 digests of each event's data. */
+export function encodeEventLog(events: readonly { pcr: number; type: number; data: Uint8Array }[]): Uint8Array {
+  const u32 = (value: number): Buffer => {
+    const bytes = Buffer.alloc(4);
+    bytes.writeUInt32LE(value);
+    return bytes;
+  };
+  const header = Buffer.concat([
+    Buffer.from('Spec ID Event03\0', 'latin1'),
+    u32(0),
+    Uint8Array.of(0, 2, 0, 2),
+    u32(2),
+    Uint8Array.of(0x04, 0, 20, 0, 0x0b, 0, 32, 0),
+    Uint8Array.of(0),
+  ]);
+  const records = events.map(({ pcr, type, data }) => {
+    const digests = ['sha1', 'sha256'].map((name) => createHash(name).update(data).digest());
+    const [sha1 = Buffer.alloc(0), sha256 = Buffer.alloc(0)] = digests;
+    return Buffer.concat([
+      u32(pcr),
+      u32(type),
+      u32(2),
+      Uint8Array.of(4, 0),
+      sha1,
+      Uint8Array.of(0x0b, 0),
+      sha256,
+      u32(data.length),
+      data,
+    ]);
+  });
+  return Buffer.concat([u32(0), u32(3), Buffer.alloc(20), u32(header.length), header, ...records]);
 }
