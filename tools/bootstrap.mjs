@@ -216,7 +216,7 @@ function installNodeModules() {
   for (const name of ['package.json', 'package-lock.json', '.npmrc']) {
     if (existsSync(join(ROOT, name))) copyFileSync(join(ROOT, name), join(staging, name));
   }
-  const npm = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', staging];
+  const npm = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error', '--prefix', staging];
   if (run(npm, 'ignore', { cwd: staging, env: environmentForNpm() }).status !== 0) {
     rmSync(staging, { recursive: true, force: true });
     process.exitCode = 1;

@@ -81,7 +81,7 @@ export interface CommandContext {
   /** The positional arguments as given. */
   readonly positionals: readonly string[];
   /** Writes one line to stdout. */
-  print(line: string): void;
+  readonly print: (line: string) => void;
 }
 
 export interface Command {

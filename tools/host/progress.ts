@@ -174,6 +174,6 @@ function singleLine(text: string): string {
 }
 
 function fit(line: string, width: number): string {
-  const characters = [...line];
+  const characters = Array.from(line);
   return characters.length <= width ? line : `${characters.slice(0, width - 1).join('')}…`;
 }

@@ -1,0 +1,176 @@
+/**
+ * Runs the tests.
+ *
+ *   unit   all *.test.ts except those that boot machines; under 60 s
+ *   vm     qemu-tests/*.test.ts, which boot machines, one at a time
+ *   full   everything, *.full.test.ts too (fuzzing, builds with cold caches)
+ *   (none) check, unit and vm: what CI runs
+ */
+
+import { randomInt } from 'node:crypto';
+import { glob, writeFile } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { type EventData, run } from 'node:test';
+import { spec } from 'node:test/reporters';
+import { reportChecks, runChecks } from './check.ts';
+import { command, runCommandLine, UsageError } from './host/command-line.ts';
+import { formatDuration, type Progress } from './host/progress.ts';
+import { runProcess } from './host/run-process.ts';
+
+const ROOT = new URL('..', import.meta.url).pathname;
+const UNIT_LIMIT_MS = 60_000;
+const RECORD = 'docs/full-test-result.md';
+
+interface Stage {
+  readonly name: string;
+  /** Which files, relative to the root. */
+  readonly accepts: (path: string) => boolean;
+  readonly concurrency: number;
+  /** For one test: a hang must become a failure. */
+  readonly timeoutMs: number;
+}
+
+interface StageResult {
+  readonly name: string;
+  readonly passed: boolean;
+  readonly durationMs: number;
+  readonly counts: string;
+}
+
+// Tests of the harness itself are in folders of qemu-tests/; those directly in it boot machines.
+const bootsMachines = (path: string) => /^qemu-tests\/[^/]+$/.test(path);
+const isFull = (path: string) => path.endsWith('.full.test.ts');
+
+const UNIT: Stage = {
+  name: 'unit',
+  accepts: (path) => !bootsMachines(path) && !isFull(path),
+  concurrency: Math.max(2, Math.min(8, availableParallelism())),
+  timeoutMs: 120_000,
+};
+const VM: Stage = {
+  name: 'vm',
+  accepts: (path) => bootsMachines(path) && !isFull(path),
+  // An emulated machine takes all the processors that it can get; two at once only make deadlines doubtful.
+  concurrency: 1,
+  timeoutMs: 20 * 60_000,
+};
+const FULL: Stage = { name: 'full', accepts: isFull, concurrency: 1, timeoutMs: 4 * 3_600_000 };
+
+/** Test files of a stage, in a stable order; `patterns` are parts of paths, any of which selects. */
+async function testFiles(stage: Stage, patterns: readonly string[]): Promise<string[]> {
+  const found: string[] = [];
+  for (const folder of ['src', 'tools', 'bench', 'qemu-tests']) {
+    for await (const path of glob(`${folder}/**/*.test.ts`, { cwd: ROOT })) found.push(path);
+  }
+  const selected = (path: string) => patterns.length === 0 || patterns.some((pattern) => path.includes(pattern));
+  return found.filter((path) => stage.accepts(path) && selected(path)).sort();
+}
+
+async function runStage(stage: Stage, patterns: readonly string[], signal: AbortSignal): Promise<StageResult> {
+  const files = await testFiles(stage, patterns);
+  const startMs = performance.now();
+  if (files.length === 0) return { name: stage.name, passed: true, durationMs: 0, counts: 'no test files' };
+  console.log(`\n── ${stage.name}: ${files.length} files ──`);
+  const events = run({
+    files: files.map((path) => `${ROOT}${path}`),
+    concurrency: stage.concurrency,
+    timeout: stage.timeoutMs,
+    signal,
+  });
+  let summary: EventData.TestSummary | undefined;
+  events.on('test:summary', (data) => {
+    // One without a file name is for the whole run.
+    if (data.file === undefined) summary = data;
+  });
+  for await (const text of events.compose(new spec())) process.stdout.write(text as string);
+  signal.throwIfAborted();
+  if (summary === undefined) throw new Error(`cannot judge the ${stage.name} tests: the runner gave no summary`);
+  const { counts } = summary;
+  return {
+    name: stage.name,
+    // A run in which nothing ran proves nothing.
+    passed: summary.success && counts.passed + counts.skipped > 0,
+    durationMs: performance.now() - startMs,
+    counts: `${counts.passed} passed, ${counts.tests - counts.passed - counts.skipped - counts.todo} failed, ${counts.skipped} skipped`,
+  };
+}
+
+async function runCheckStage(progress: Progress, signal: AbortSignal): Promise<StageResult> {
+  const startMs = performance.now();
+  console.log('\n── check ──');
+  const results = await runChecks(progress, signal);
+  const passed = reportChecks(results, (line) => console.log(line));
+  const failures = results.filter((result) => !result.passed).length;
+  return {
+    name: 'check',
+    passed,
+    durationMs: performance.now() - startMs,
+    counts: `${results.length - failures} passed, ${failures} failed`,
+  };
+}
+
+function printSummary(results: readonly StageResult[]): void {
+  console.log('\n── summary ──');
+  for (const { name, passed, durationMs, counts } of results) {
+    console.log(`${passed ? '✔' : '✖'} ${name.padEnd(6)} ${formatDuration(durationMs).padStart(7)}  ${counts}`);
+  }
+}
+
+async function record(results: readonly StageResult[], seed: string, signal: AbortSignal): Promise<void> {
+  const { stdout } = await runProcess('git', ['rev-parse', '--short=12', 'HEAD'], { cwd: ROOT, signal });
+  const rows = results.map((result) => {
+    const verdict = result.passed ? 'passed' : 'FAILED';
+    return `| ${result.name} | ${verdict} | ${formatDuration(result.durationMs)} | ${result.counts} |`;
+  });
+  const date = new Date().toISOString().slice(0, 10);
+  const head = ['| stage | result | time | tests |', '|---|---|---|---|'];
+  const text = [
+    `# The last full test run`,
+    '',
+    `${date}, commit ${stdout.trim()}, seed ${seed}.`,
+    '',
+    ...head,
+    ...rows,
+    '',
+  ];
+  await writeFile(`${ROOT}${RECORD}`, text.join('\n'));
+}
+
+const test = command({
+  name: 'test',
+  summary: 'runs the tests',
+  description:
+    'STAGE is unit, vm or full; without one: check, unit and vm.\nPATTERN… are parts of paths of test files.',
+  options: {
+    seed: { type: 'string', value: 'N', summary: 'of the random tests in "full"; a new one each time unless given' },
+    record: { type: 'boolean', summary: `write the result to ${RECORD}` },
+  },
+  positionals: [
+    { name: 'stage', summary: 'which tests' },
+    { name: 'pattern', summary: 'only files whose path contains one of these', many: true },
+  ],
+  run: async ({ stage, pattern, ...values }, { progress, signal }) => {
+    const stages: Record<string, Stage[]> = { unit: [UNIT], vm: [VM], full: [UNIT, VM, FULL] };
+    const chosen = stage === undefined ? [UNIT, VM] : stages[stage];
+    if (chosen === undefined)
+      throw new UsageError(`there are no ${JSON.stringify(stage)} tests; choose unit, vm or full`);
+
+    const seed = values.seed ?? String(randomInt(2 ** 31));
+    process.env.ASHLAR_TEST_SEED = seed;
+    if (stage === 'full') console.log(`seed ${seed}: repeat this run with --seed ${seed}`);
+
+    const results: StageResult[] = [];
+    if (stage === undefined || (stage === 'full' && pattern.length === 0))
+      results.push(await runCheckStage(progress, signal));
+    for (const each of chosen) results.push(await runStage(each, pattern, signal));
+    printSummary(results);
+    const unit = results.find((result) => result.name === 'unit');
+    if (unit !== undefined && unit.durationMs > UNIT_LIMIT_MS) {
+      progress.warn(`the unit tests took ${formatDuration(unit.durationMs)}; they should take less than 60s`);
+    }
+    if (values.record) await record(results, seed, signal);
+    return results.every((result) => result.passed) ? 0 : 1;
+  },
+});
+
+process.exitCode = await runCommandLine(test, process.argv.slice(2));
