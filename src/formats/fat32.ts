@@ -110,13 +110,16 @@ async function readGeometry(read: ReadVolume, sizeBytes: number): Promise<Geomet
 async function readChain(read: ReadVolume, geometry: Geometry, first: number, limit: number): Promise<Uint8Array> {
   const { clusterBytes, clusterCount, dataOffset, table } = geometry;
   const runs: { start: number; count: number }[] = [];
+  const seen = new Uint8Array(clusterCount + 2);
   let total = 0;
   let cluster = first;
   while (total * clusterBytes < limit && cluster < 0x0fff_fff8) {
     if (cluster < 2 || cluster >= clusterCount + 2)
       throw new FormatError(`cannot decode ${format}: cluster ${cluster} is not 2 to ${clusterCount + 1}`);
-    if (total > clusterCount)
-      throw new FormatError(`cannot decode ${format}: the chain from cluster ${first} does not end`);
+    if (seen[cluster] === 1) {
+      throw new FormatError(`cannot decode ${format}: the chain from cluster ${first} comes back to ${cluster}`);
+    }
+    seen[cluster] = 1;
     const last = runs.at(-1);
     if (last !== undefined && last.start + last.count === cluster) last.count += 1;
     else runs.push({ start: cluster, count: 1 });
@@ -159,7 +162,13 @@ function decodeDirectory(bytes: Uint8Array): FatEntry[] {
 }
 
 function shortName(raw: Buffer): string {
-  const base = raw.toString('latin1', 0, 8).trimEnd();
-  const extension = raw.toString('latin1', 8, 11).trimEnd();
+  // Bits of NTRes, which the specification reserves and everybody uses: a short name kept in lower case.
+  const lowerCase = raw.readUInt8(12);
+  const part = (from: number, to: number, isLower: boolean): string => {
+    const text = raw.toString('latin1', from, to).trimEnd();
+    return isLower ? text.toLowerCase() : text;
+  };
+  const base = part(0, 8, (lowerCase & 0x08) !== 0);
+  const extension = part(8, 11, (lowerCase & 0x10) !== 0);
   return extension === '' ? base : `${base}.${extension}`;
 }
