@@ -6,14 +6,13 @@
  */
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { selectPcrSignatures } from '../tpm/policy-key.ts';
+import { sealedPcrs } from '../measure/policy.ts';
 import {
-  IMAGE_PCR,
   requireZeroPcrs,
-  SEALED_PCRS,
   SealingError,
   type SealingPolicy,
   sealSecret,
+  selectPcrSignatures,
   unsealSecret,
 } from '../tpm/sealing.ts';
 import { readSecureBootState } from '../tpm/secure-boot.ts';
@@ -54,7 +53,7 @@ export function tpmKeeper(
   machine: { readonly policy: SealingPolicy; readonly pcrSignaturePath: string; readonly efivars: string },
 ): NodeKeyKeeper {
   const { policy, pcrSignaturePath, efivars } = machine;
-  const signatures = () => selectPcrSignatures(readFileSync(pcrSignaturePath), { ...policy, pcrs: [IMAGE_PCR] });
+  const signatures = () => selectPcrSignatures(readFileSync(pcrSignaturePath), policy);
   const lockout = tpm.lockout();
   const warnings = rootKey.warning === undefined ? [] : [rootKey.warning];
   if (lockout.active) {
@@ -66,7 +65,7 @@ export function tpmKeeper(
   return {
     warnings,
     create() {
-      requireZeroPcrs(tpm.readPcrs(SEALED_PCRS));
+      requireZeroPcrs(tpm.readPcrs(sealedPcrs));
       requireSecureBoot(efivars);
       using session = tpm.encryptedSession(rootKey);
       const random = tpm.random(UNLOCK_KEY_BYTES, session);

@@ -7,20 +7,18 @@
  * PCR 12 and 13 are bound as zero because firmware strings (SMBIOS) and files on the ESP can add to the kernel command
  * line without moving any other PCR. PCR 15 is bound as zero so that nothing unseals once a volume has been opened.
  */
-import { timingSafeEqual } from 'node:crypto';
+import { createPublicKey, timingSafeEqual } from 'node:crypto';
+import { sha256 } from '../measure/pcr.ts';
 import {
-  authorizationDigest,
+  decodePcrSignatures,
   type PcrSignature,
-  policyAuthorizeDigest,
-  policyKeyPublic,
-  policyPcrDigest,
-} from './policy-key.ts';
-import { encodePcrSelections, TPM_ALG } from './structures.ts';
+  pcrSignatureInput,
+  policyKeyFingerprint,
+} from '../measure/pcr-signature.ts';
+import { encodeRsaPolicyKey, sealedPcrs, sealingPolicy } from '../measure/policy.ts';
 import type { SealedObject, StorageRootKey, Tpm, TpmHandle } from './tpm.ts';
 import { isTpmError, TPM_RC } from './tss.ts';
 
-/** PCRs bound by value, ascending. */
-export const SEALED_PCRS = [7, 12, 13, 15] as const;
 /** PCRs that must be zero when sealing and unsealing. */
 export const ZERO_PCRS = [12, 13, 15] as const;
 /** The PCR that the policy key signs: the image's contents and its boot phase. */
@@ -78,7 +76,7 @@ const ZERO_PCR_REASONS: Record<(typeof ZERO_PCRS)[number], string> = {
  * The caller has checked that Secure Boot is on. Throws `SealingError` (`pcr-not-zero`) or `TpmError`.
  */
 export function sealSecret(tpm: Tpm, rootKey: StorageRootKey, secret: Uint8Array, policy: SealingPolicy): SealedSecret {
-  const pcrs = tpm.readPcrs(SEALED_PCRS);
+  const pcrs = tpm.readPcrs(sealedPcrs);
   requireZeroPcrs(pcrs);
   const pcr7 = pcrs.get(7) ?? Buffer.alloc(0);
   if (pcr7.every((byte) => byte === 0)) {
@@ -87,22 +85,33 @@ export function sealSecret(tpm: Tpm, rootKey: StorageRootKey, secret: Uint8Array
       'PCR 7 is 0: the firmware has not measured Secure Boot into the SHA-256 bank; enable it in the firmware settings',
     );
   }
+  const policyKey = createPublicKey(policy.policyKeyPem);
+  const authPolicy = sealingPolicy({ policyKey, policyRef: policy.policyRef, pcr7 });
   using session = tpm.encryptedSession(rootKey);
-  const sealed = tpm.seal(rootKey, session, { secret, authPolicy: sealingPolicyDigest(policy, pcrs) });
+  const sealed = tpm.seal(rootKey, session, { secret, authPolicy });
   return { ...sealed, storageRootKeyName: rootKey.name, pcr7 };
 }
 
-/** The policy digest that {@link sealSecret} binds, for given PCR values. Pure. */
-export function sealingPolicyDigest(policy: SealingPolicy, pcrs: ReadonlyMap<number, Uint8Array>): Buffer {
-  const values = SEALED_PCRS.map((index) => {
-    const value = pcrs.get(index);
-    if (value === undefined) throw new RangeError(`cannot compute the sealing policy: PCR ${index} is not given`);
-    return value;
-  });
-  return policyPcrDigest(
-    policyAuthorizeDigest(policy.policyKeyPem, Buffer.from(policy.policyRef, 'utf8')),
-    encodePcrSelections([{ hash: TPM_ALG.sha256, pcrs: SEALED_PCRS }]),
-    values,
+/**
+ * The signatures of the policy key with this policyRef over PCR 11, from the image's `.pcrsig`.
+ *
+ * The file travels beside the image unprotected: only entries of the key that the measured `system.json` names are used,
+ * and the TPM checks the signature itself. Throws when the file is malformed or holds none.
+ */
+export function selectPcrSignatures(json: Uint8Array, policy: SealingPolicy): PcrSignature[] {
+  const fingerprint = policyKeyFingerprint(createPublicKey(policy.policyKeyPem));
+  const found = decodePcrSignatures(json).filter(
+    ({ keyFingerprint, policyRef, pcrs }) =>
+      Buffer.compare(keyFingerprint, fingerprint) === 0 &&
+      policyRef === policy.policyRef &&
+      pcrs.length === 1 &&
+      pcrs[0] === IMAGE_PCR,
+  );
+  if (found.length > 0) return found;
+  throw new SealingError(
+    'image-not-allowed',
+    `the image brings no PCR 11 signature of policy key ${shortHex(fingerprint)} with policyRef "${policy.policyRef}"; ` +
+      'it was signed for another policy: build it again with mkimage',
   );
 }
 
@@ -121,13 +130,13 @@ export function unsealSecret(
   signatures: readonly PcrSignature[],
 ): Buffer {
   requireSameTpm(rootKey, sealed);
-  const pcrs = tpm.readPcrs([...SEALED_PCRS, IMAGE_PCR]);
+  const pcrs = tpm.readPcrs([...sealedPcrs, IMAGE_PCR]);
   requireZeroPcrs(pcrs);
   using session = tpm.encryptedSession(rootKey);
   using object = loadSealed(tpm, rootKey, session, sealed);
   using policySession = tpm.policySession(rootKey);
   authorizeImage(tpm, policySession, policy, signatures, pcrs);
-  tpm.policyPcr(policySession, SEALED_PCRS);
+  tpm.policyPcr(policySession, sealedPcrs);
   try {
     return tpm.unseal(object, policySession);
   } catch (error) {
@@ -178,7 +187,7 @@ function authorizeImage(
   signatures: readonly PcrSignature[],
   pcrs: ReadonlyMap<number, Uint8Array>,
 ): void {
-  using key = tpm.loadExternal(policyKeyPublic(policy.policyKeyPem));
+  using key = tpm.loadExternal(encodeRsaPolicyKey(createPublicKey(policy.policyKeyPem)));
   tpm.policyPcr(session, [IMAGE_PCR]);
   const reached = tpm.policyDigest(session);
   const signed = signatures.find((candidate) => reached.equals(candidate.policy));
@@ -190,10 +199,14 @@ function authorizeImage(
     );
   }
   try {
-    const ticket = tpm.verifySignature(key, authorizationDigest(signed.policy, signed.policyRef), signed.signature);
+    const ticket = tpm.verifySignature(
+      key,
+      sha256(pcrSignatureInput(signed.policy, signed.policyRef)),
+      signed.signature,
+    );
     tpm.policyAuthorize(session, {
       approvedPolicy: signed.policy,
-      policyRef: signed.policyRef,
+      policyRef: Buffer.from(signed.policyRef, 'utf8'),
       keyName: key.name,
       ticket,
     });
@@ -209,6 +222,11 @@ function authorizeImage(
   }
 }
 
+/** A key's name, without the algorithm before the digest. */
 function shortName(name: Uint8Array): string {
-  return `${Buffer.from(name.subarray(2, 10)).toString('hex')}…`;
+  return shortHex(name.subarray(2));
+}
+
+function shortHex(bytes: Uint8Array): string {
+  return `${Buffer.from(bytes.subarray(0, 8)).toString('hex')}…`;
 }

@@ -67,13 +67,6 @@ test('every public area that Ashlar makes round-trips', () => {
   const area: fc.Arbitrary<PublicArea> = fc.oneof(
     fc.record({ type: fc.constant('sealed' as const), attributes, authPolicy: bytes(32), unique: bytes(32) }),
     fc.record({
-      type: fc.constant('rsa' as const),
-      attributes,
-      authPolicy: bytes(32),
-      exponent: fc.nat(0xffffffff),
-      modulus: fc.uint8Array({ minLength: 256, maxLength: 256 }),
-    }),
-    fc.record({
       type: fc.constant('ecc-storage' as const),
       attributes,
       authPolicy: bytes(32),

@@ -9,7 +9,6 @@ import { FormatError } from '../formats/byte-reader.ts';
 
 /** TPM_ALG_ID (Part 2, 6.3). */
 export const TPM_ALG = {
-  rsa: 0x0001,
   aes: 0x0006,
   keyedHash: 0x0008,
   sha256: 0x000b,
@@ -28,7 +27,6 @@ export const OBJECT = {
   noDictionaryAttackProtection: 1 << 10,
   restricted: 1 << 16,
   decrypt: 1 << 17,
-  sign: 1 << 18,
 } as const;
 
 const TPM_ECC_NIST_P256 = 0x0003;
@@ -197,8 +195,11 @@ export function encodeSensitiveCreate({ auth, data }: { auth: Uint8Array; data: 
   return encodeSized(Buffer.concat([encodeSized(auth), encodeSized(data)]));
 }
 
-/** The public areas that Ashlar makes and accepts (TPMT_PUBLIC, Part 2, 12.2.4); the name algorithm is SHA-256. */
-export type PublicArea = SealedPublic | RsaPublic | EccStoragePublic;
+/**
+ * The public areas that Ashlar has the TPM make (TPMT_PUBLIC, Part 2, 12.2.4); the name algorithm is SHA-256.
+ * (The policy key's is in `src/measure/policy.ts`.)
+ */
+export type PublicArea = SealedPublic | EccStoragePublic;
 
 interface PublicCommon {
   readonly attributes: number;
@@ -211,14 +212,6 @@ export interface SealedPublic extends PublicCommon {
   readonly type: 'sealed';
   /** Empty in a template. */
   readonly unique: Uint8Array;
-}
-
-/** An RSA key without symmetric algorithm and scheme: tpm2-tools' template of an external verification key. */
-export interface RsaPublic extends PublicCommon {
-  readonly type: 'rsa';
-  /** Always written out: 0 would mean the same key and give another name. */
-  readonly exponent: number;
-  readonly modulus: Uint8Array;
 }
 
 /** A NIST P-256 storage key with AES-128-CFB, scheme and KDF null. */
@@ -241,15 +234,6 @@ export function encodePublic(area: PublicArea): Buffer {
   switch (area.type) {
     case 'sealed':
       return Buffer.concat([...head(TPM_ALG.keyedHash), NULL_ALGORITHM, encodeSized(area.unique)]);
-    case 'rsa':
-      return Buffer.concat([
-        ...head(TPM_ALG.rsa),
-        NULL_ALGORITHM,
-        NULL_ALGORITHM,
-        u16(area.modulus.length * 8),
-        u32(area.exponent),
-        encodeSized(area.modulus),
-      ]);
     case 'ecc-storage':
       return Buffer.concat([
         ...head(TPM_ALG.ecc),
@@ -279,15 +263,6 @@ function readPublicRest(reader: TpmReader, type: number, common: PublicCommon): 
     case TPM_ALG.keyedHash:
       reader.expect(2, TPM_ALG.null, 'scheme');
       return { type: 'sealed', ...common, unique: reader.sized('unique') };
-    case TPM_ALG.rsa: {
-      reader.expect(2, TPM_ALG.null, 'symmetric');
-      reader.expect(2, TPM_ALG.null, 'scheme');
-      const keyBits = reader.u16('keyBits');
-      const exponent = reader.u32('exponent');
-      const modulus = reader.sized('unique');
-      if (modulus.length * 8 !== keyBits) reader.fail('unique', `${modulus.length} bytes for a ${keyBits} bit key`);
-      return { type: 'rsa', ...common, exponent, modulus };
-    }
     case TPM_ALG.ecc: {
       reader.expect(2, TPM_ALG.aes, 'symmetric algorithm');
       reader.expect(2, 128, 'symmetric key bits');

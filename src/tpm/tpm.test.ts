@@ -3,7 +3,9 @@ import { createHash, generateKeyPairSync, sign } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { authorizationDigest, policyKeyPublic } from './policy-key.ts';
+import { sha256 } from '../measure/pcr.ts';
+import { pcrSignatureInput } from '../measure/pcr-signature.ts';
+import { encodeRsaPolicyKey } from '../measure/policy.ts';
 import { encodeSized } from './structures.ts';
 import { type SoftwareTpm, startSoftwareTpm } from './swtpm-fixture.ts';
 import { STORAGE_ROOT_KEY_HANDLE, Tpm } from './tpm.ts';
@@ -96,13 +98,14 @@ test('a signature is verified in the TPM, with the key name that tpm2_loadextern
   let name: string;
   {
     using tpm = openTpm();
-    using key = tpm.loadExternal(policyKeyPublic(pem));
+    using key = tpm.loadExternal(encodeRsaPolicyKey(publicKey));
     name = Buffer.from(key.name).toString('hex');
-    const [policy, reference] = [Buffer.alloc(32, 7), Buffer.from('ashlar-epoch-1')];
-    const signature = sign('sha256', Buffer.concat([policy, reference]), privateKey);
-    assert.ok(tpm.verifySignature(key, authorizationDigest(policy, reference), signature).length > 0);
+    const policy = Buffer.alloc(32, 7);
+    const digest = (reference: string) => sha256(pcrSignatureInput(policy, reference));
+    const signature = sign('sha256', pcrSignatureInput(policy, 'ashlar-epoch-1'), privateKey);
+    assert.ok(tpm.verifySignature(key, digest('ashlar-epoch-1'), signature).length > 0);
     assert.throws(
-      () => tpm.verifySignature(key, authorizationDigest(policy, Buffer.from('ashlar-epoch-2')), signature),
+      () => tpm.verifySignature(key, digest('ashlar-epoch-2'), signature),
       (error) => isTpmError(error, TPM_RC.signature),
     );
   }

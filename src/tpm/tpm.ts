@@ -298,18 +298,12 @@ export class Tpm implements Disposable {
     return secret;
   }
 
-  /** Loads a public key for verification, with the name that its template gives. */
-  loadExternal(area: PublicArea): TpmHandle & { readonly name: Uint8Array } {
+  /** Loads a public key (TPMT_PUBLIC) for verification, with the name that its template gives. */
+  loadExternal(publicArea: Uint8Array): TpmHandle & { readonly name: Uint8Array } {
     const object = new Output();
-    this.#tss.run(
-      'Esys_LoadExternal',
-      ...NO_SESSIONS,
-      null,
-      this.#publicStructure(area),
-      ESYS.ownerHierarchy,
-      object.buffer,
-    );
-    return Object.assign(this.#transient(object.value), { name: objectName(encodePublic(area)) });
+    const area = this.#tss.structure('TPM2B_PUBLIC', encodeSized(publicArea));
+    this.#tss.run('Esys_LoadExternal', ...NO_SESSIONS, null, area, ESYS.ownerHierarchy, object.buffer);
+    return Object.assign(this.#transient(object.value), { name: objectName(publicArea) });
   }
 
   /** Checks an RSASSA-SHA256 signature in the TPM. Throws `TPM_RC.signature`. */
