@@ -1,16 +1,12 @@
 import { type FileHandle, mkdir, open } from 'node:fs/promises';
-import { constants as osConstants } from 'node:os';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import koffi from 'koffi';
+import { isErrno, libcFunction } from '../../src/linux/libc.ts';
 
 // flock(2) and not a lock file's mere existence: the kernel drops it when the holder dies, however it dies, so no
 // build is ever blocked by a process that is gone. The lock belongs to the open file, so it also excludes two callers
 // in one process. Node opens with O_CLOEXEC: children do not inherit it.
-const flock = koffi.load('libc.so.6').func('int flock(int fd, int operation)') as (
-  fd: number,
-  operation: number,
-) => number;
+const flock = libcFunction('int flock(int fd, int operation)');
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 
@@ -47,8 +43,11 @@ export async function lockFile(path: string, options: LockOptions = {}): Promise
 }
 
 function lockNow(file: FileHandle): boolean {
-  if (flock(file.fd, LOCK_EX | LOCK_NB) === 0) return true;
-  const errno = koffi.errno();
-  if (errno === osConstants.errno.EWOULDBLOCK || errno === osConstants.errno.EINTR) return false;
-  throw new Error(`cannot lock a cache entry: flock failed with errno ${errno}; is the cache on a local file system?`);
+  try {
+    flock(file.fd, LOCK_EX | LOCK_NB);
+    return true;
+  } catch (error) {
+    if (isErrno(error, 'EAGAIN', 'EWOULDBLOCK', 'EINTR')) return false;
+    throw error;
+  }
 }
