@@ -17,6 +17,7 @@ import { CURATOR_SERVER_NAME, certificateFingerprint, nodeIdOf, ORGANIZATION } f
 import { runCurator } from './curator.ts';
 import { openEtcd } from './etcd-client.ts';
 import { findEtcd, NO_ETCD, startEtcd, type TestEtcd } from './etcd-for-tests.ts';
+import { createCluster, readCluster } from './records.ts';
 
 const etcdBinary = await findEtcd();
 const DAY_MS = 86_400_000;
@@ -146,6 +147,13 @@ describe('curator on a real etcd', { skip: etcdBinary === undefined ? NO_ETCD : 
     authorities.add(registered.ca.fingerprint256);
     assert.equal(ids.size, 1);
     assert.equal(authorities.size, 1);
+  });
+
+  test('a cluster that exists is never replaced, even by a curator that did not see it', async () => {
+    using store = openEtcd(etcd.options);
+    const existing = await createCluster(store, { clusterId: 'cluster-late' });
+    assert.match(existing.clusterId, /^cluster-[0-9a-f]{16}$/);
+    assert.equal((await readCluster(store))?.clusterId, existing.clusterId);
   });
 
   test('the serving key is the one whose fingerprint the console shows, and another fingerprint is refused', async () => {
