@@ -30,10 +30,10 @@ export function chronyConfiguration({ servers, ptpDevices }: TimeSources): strin
     'makestep 1.0 3',
     // The kernel writes the time to the hardware clock, for the next boot.
     'rtcsync',
-    // A client only: no port is open, not even for its own control program.
+    // A client only: no port is open. Its control socket stays, in RAM that no other process sees: with neither that nor
+    // a server to ask, chrony would end with "Nothing to do".
     'port 0',
     'cmdport 0',
-    'bindcmdaddress /',
     'pidfile /run/chronyd.pid',
     '',
   ].join('\n');

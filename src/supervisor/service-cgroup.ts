@@ -35,7 +35,7 @@ export function prepareServiceCgroup(root: string, manifest: ServiceManifest, cl
   set(root, 'cgroup.subtree_control', CONTROLLERS);
   set(parent, 'cgroup.subtree_control', CONTROLLERS);
   set(own, 'memory.max', limits.memoryMaxBytes);
-  set(own, 'memory.high', limits.memoryHighBytes);
+  set(own, 'memory.high', limits.memoryHighBytes ?? 'max');
   // A service that lost one of its processes is not half a service: all go, and it starts again whole.
   set(own, 'memory.oom.group', 1);
   set(own, 'pids.max', limits.pidsMax);

@@ -89,13 +89,21 @@ const manifest = object({
   ),
   /** Device nodes given to the service when the machine has them. */
   devices: list(path, { max: 8 }),
-  limits: object({
-    memoryMaxBytes: bytes,
-    memoryHighBytes: bytes,
-    pidsMax: integer({ min: 1, max: 4096 }),
-    /** cgroup v2 cpu.weight; 100 is the default of a group. */
-    cpuWeight: integer({ min: 1, max: 10_000 }),
-  }),
+  limits: object(
+    {
+      memoryMaxBytes: bytes,
+      pidsMax: integer({ min: 1, max: 4096 }),
+      /** cgroup v2 cpu.weight; 100 is the default of a group. */
+      cpuWeight: integer({ min: 1, max: 10_000 }),
+    },
+    {
+      /**
+       * memory.high: above it a service is slowed down to make it give memory back. One that leaks then crawls on for
+       * minutes instead of dying and starting afresh, so it is for services that live off the page cache only.
+       */
+      memoryHighBytes: bytes,
+    },
+  ),
   readiness,
   stop: object({ signal: oneOf('SIGTERM', 'SIGINT', 'SIGQUIT'), deadlineMs: milliseconds }),
   /** TCP and UDP ports it listens on, for review and for clashes. */
@@ -205,7 +213,7 @@ function checkItself(one: ServiceManifest, fileName: string): void {
   if (program === undefined || !one.rootfs.binaries.includes(program)) {
     throw new ShapeError('process.args[0]', 'must be one of rootfs.binaries');
   }
-  if (one.limits.memoryHighBytes > one.limits.memoryMaxBytes) {
+  if ((one.limits.memoryHighBytes ?? 0) > one.limits.memoryMaxBytes) {
     throw new ShapeError('limits.memoryHighBytes', `must not exceed memoryMaxBytes, ${one.limits.memoryMaxBytes}`);
   }
   if (one.readiness.kind === 'tcp' && !one.listens.includes(one.readiness.port)) {

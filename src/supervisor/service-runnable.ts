@@ -55,6 +55,7 @@ const KILL_DEADLINE_MS = 5000;
 const CRUN_DEADLINE_MS = 10_000;
 const CRUN_TIDY_MS = 2000;
 const KILL_RETRY_MS = 100;
+const LAST_LINES_MS = 1000;
 
 /** Longest that stopping any of these may take: what `Supervisor.stop` needs as its deadline. */
 export function stopDeadlineMs(manifests: readonly ServiceManifest[]): number {
@@ -125,7 +126,8 @@ export function serviceRunnable(manifest: ServiceManifest, host: ServiceHost): R
     const oomKillsBefore = cgroup.oomKills();
     const ready = readinessOf(manifest.readiness, host.clock);
     const child = spawnCrun(host, ['run', '--bundle', bundle, manifest.name], ['ignore', 'pipe', 'pipe']);
-    const ended = endOf(child);
+    const ended = endOf(child, 'exit');
+    const silent = endOf(child, 'close');
     captureOutput(child, ctx, host.log, ready.onLine);
     const over = new AbortController();
     const life = AbortSignal.any([ctx.signal, over.signal]);
@@ -147,6 +149,8 @@ export function serviceRunnable(manifest: ServiceManifest, host: ServiceHost): R
     } finally {
       over.abort();
       await Promise.all([cgroup.kill(KILL_DEADLINE_MS), stopping.finish()]);
+      // Its last lines; not for ever, since whoever else got hold of the pipe could keep it open.
+      await Promise.race([silent, expiry(host.clock, LAST_LINES_MS)]);
     }
   };
 }
@@ -245,7 +249,7 @@ async function stopService(
   const lateMs = host.clock.nowMs() + deadlineMs;
   const hasEnded = () => child.exitCode !== null || child.signalCode !== null;
   const ended = new Promise<true>((resolve) => {
-    child.once('close', () => resolve(true));
+    child.once('exit', () => resolve(true));
     if (hasEnded()) resolve(true);
   });
   let asked = false;
@@ -343,15 +347,19 @@ async function runCrun(host: ServiceHost, args: string[]): Promise<Outcome> {
     if (stderr.length < 1024) stderr += chunk.toString('utf8');
   });
   const cancel = host.clock.schedule(CRUN_DEADLINE_MS, () => child.kill('SIGKILL'));
-  const outcome = await endOf(child);
+  const outcome = await endOf(child, 'close');
   cancel();
   return { code: outcome.code, text: stderr.trim() || outcome.text };
 }
 
-function endOf(child: ChildProcess): Promise<Outcome> {
+/**
+ * How crun ended. `exit` is its process's own end; `close` also that nobody holds its output any more, which a container
+ * does that outlives a killed crun.
+ */
+function endOf(child: ChildProcess, event: 'exit' | 'close'): Promise<Outcome> {
   return new Promise((resolve) => {
     child.once('error', (error) => resolve({ code: null, text: `cannot run crun: ${error.message}` }));
-    child.once('close', (code, signal) => resolve({ code, text: exitText(code, signal) }));
+    child.once(event, (code, signal) => resolve({ code, text: exitText(code, signal) }));
   });
 }
 
