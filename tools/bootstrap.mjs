@@ -41,7 +41,9 @@ const NEEDS_BY_ENTRY = [
   { entry: 'tools/ashlarctl/', needs: [] },
   { entry: 'tools/mkimage/', needs: ['image'] },
   { entry: 'tools/test.ts', argument: 'unit', needs: ['unit'] },
-  { entry: '', needs: ['unit', 'image', 'vm'] },
+  { entry: 'qemu-tests/demo.ts', needs: ['image', 'machine'] },
+  { entry: 'bench/', needs: ['image', 'machine'] },
+  { entry: '', needs: ['unit', 'image', 'machine', 'vm-test'] },
 ];
 
 /** An error for the reader: no stack. */

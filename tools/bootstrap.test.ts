@@ -90,7 +90,7 @@ async function checkout(name: string, programs: object[] = []): Promise<Checkout
   };
 }
 
-const missingProgram = { binary: 'made', package: 'made-package', purpose: 'a test', for: ['vm'] };
+const missingProgram = { binary: 'made', package: 'made-package', purpose: 'a test', for: ['machine'] };
 
 test('the first run installs the npm packages, later ones go straight to the entry', async () => {
   const place = await checkout('first');
