@@ -174,7 +174,8 @@ export function decodeGpt(disk: {
   const primary = attempt(true);
   const backup = attempt(false);
   const table = primary instanceof FormatError ? backup : primary;
-  if (table instanceof FormatError) throw primary;
+  // Both are damaged: the primary's fault is the one to tell.
+  if (table instanceof FormatError) throw primary instanceof FormatError ? primary : table;
   const isSame =
     !(primary instanceof FormatError) &&
     !(backup instanceof FormatError) &&

@@ -7,7 +7,6 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { skipWithout } from '../formats/fixtures.ts';
-import { bootPhase } from './pcr11.ts';
 import { extendPcr, zeroPcr } from './pcr.ts';
 import {
   decodePcrSignatures,
@@ -16,6 +15,7 @@ import {
   signPcr11,
   verifyPcrSignature,
 } from './pcr-signature.ts';
+import { bootPhase } from './pcr11.ts';
 import {
   encodePcrSelection,
   pcrDigest,
@@ -81,7 +81,8 @@ describe('PCR signatures', () => {
 
   it("are systemd-measure's when there is no policyRef", () => {
     const plain = signPcr11({ pcr11, policyRef: '', key: policyKey.privateKey });
-    const entry = JSON.parse(encodePcrSignatures([plain])).sha256[0];
+    const root = JSON.parse(encodePcrSignatures([plain])) as { sha256: [{ pkfp: string; pol: string }] };
+    const [entry] = root.sha256;
     const pkcs1 = policyKey.publicKey.export({ type: 'pkcs1', format: 'der' });
     assert.deepEqual(Object.keys(entry), ['pcrs', 'pkfp', 'pol', 'sig']);
     assert.equal(entry.pkfp, createHash('sha256').update(pkcs1).digest('hex'));

@@ -7,10 +7,10 @@ import { decodeEventLog } from '../formats/event-log.ts';
 import { encodeEventLog, minimalPe } from '../formats/fixtures.ts';
 import { buildUki } from '../formats/pe.ts';
 import { replayEventLog } from './event-log-replay.ts';
+import { extendPcr, predictPcr, zeroPcr } from './pcr.ts';
 import { predictPcr4 } from './pcr4.ts';
 import { encodeVariableData, predictPcr7 } from './pcr7.ts';
 import { measuredSections, predictPcr11, predictPcr11OfUki } from './pcr11.ts';
-import { extendPcr, predictPcr, zeroPcr } from './pcr.ts';
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 const digest = (...parts: (string | Uint8Array)[]): Buffer =>
@@ -120,7 +120,10 @@ describe('replayEventLog', () => {
 
   it('extends each register by its own events and skips EV_NO_ACTION', () => {
     const values = replayEventLog(decodeEventLog(encodeEventLog(events)));
-    assert.deepEqual([...values.keys()].sort(), [4, 7]);
+    assert.deepEqual(
+      [...values.keys()].toSorted((a, b) => a - b),
+      [4, 7],
+    );
     assert.equal(hex(values.get(4) ?? zeroPcr()), chain(digest('a'), digest(new Uint8Array(4))));
   });
 

@@ -13,9 +13,9 @@ import { type DecodedGpt, decodeGpt, gptHeadSize, gptTailSize } from '../../src/
 import { formatUuid } from '../../src/formats/guid.ts';
 import { decodePe, findPeSection, peSectionContent } from '../../src/formats/pe.ts';
 import { computeVerityRootHash } from '../../src/formats/verity-tree.ts';
+import { decodePcrSignatures, policyKeyFingerprint, verifyPcrSignature } from '../../src/measure/pcr-signature.ts';
 import { predictPcr4 } from '../../src/measure/pcr4.ts';
 import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
-import { decodePcrSignatures, policyKeyFingerprint, verifyPcrSignature } from '../../src/measure/pcr-signature.ts';
 import { signedPcr11Policy } from '../../src/measure/policy.ts';
 import { command } from '../host/command-line.ts';
 import { formatInspection } from './inspect-report.ts';

@@ -6,6 +6,8 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { developmentKeys, generateKeys, loadKeys } from './keys.ts';
 
+const compareText = (a: string | undefined, b: string | undefined): number => ((a ?? '') < (b ?? '') ? -1 : 1);
+
 let directory: string;
 let made: string;
 before(async () => {
@@ -21,7 +23,7 @@ describe('generateKeys', () => {
       (await readdir(made)).map(async (name) => [name, ((await stat(join(made, name))).mode & 0o777).toString(8)]),
     );
     const privateFiles = modes.filter(([name]) => name?.endsWith('.key'));
-    assert.deepEqual(privateFiles.map(([name]) => name).sort(), [
+    assert.deepEqual(privateFiles.map(([name]) => name).toSorted(compareText), [
       'KEK.key',
       'PK.key',
       'db.key',
@@ -34,7 +36,7 @@ describe('generateKeys', () => {
       modes
         .map(([name]) => name)
         .filter((name) => !name?.endsWith('.key'))
-        .sort(),
+        .toSorted(compareText),
       ['KEK.crt', 'PK.crt', 'db.crt', 'owner-guid', 'policy.pub', 'update.pub'],
     );
   });

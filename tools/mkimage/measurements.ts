@@ -5,10 +5,10 @@
 import { createPublicKey } from 'node:crypto';
 import type { SecureBootVariables } from '../../src/formats/efi-signature-list.ts';
 import type { PcrPrediction } from '../../src/measure/pcr.ts';
+import { policyKeyFingerprint } from '../../src/measure/pcr-signature.ts';
 import { predictPcr4 } from '../../src/measure/pcr4.ts';
 import { predictPcr7 } from '../../src/measure/pcr7.ts';
 import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
-import { policyKeyFingerprint } from '../../src/measure/pcr-signature.ts';
 import { currentPolicyRef, rsaPolicyKeyName, sealingPolicy, signedPcr11Policy } from '../../src/measure/policy.ts';
 import { type Keys, secureBootVariablesOf } from './keys.ts';
 

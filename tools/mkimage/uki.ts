@@ -4,8 +4,8 @@
  */
 import { signAuthenticode } from '../../src/formats/authenticode.ts';
 import { buildUki, type NewPeSection } from '../../src/formats/pe.ts';
-import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
 import { encodePcrSignatures, signPcr11 } from '../../src/measure/pcr-signature.ts';
+import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
 import { currentPolicyRef } from '../../src/measure/policy.ts';
 import type { Keys } from './keys.ts';
 import { type Measurements, predictMeasurements } from './measurements.ts';
