@@ -22,7 +22,7 @@ export interface CheckResult {
 /** Runs all checks at once; each is shown as a step. */
 export async function runChecks(progress: Progress, signal: AbortSignal): Promise<CheckResult[]> {
   const checks: [name: string, tool: string, args: string[]][] = [
-    ['format (biome)', 'biome', ['check', '.']],
+    ['format (biome)', 'biome', ['check', '--max-diagnostics=100', '.']],
     [
       'lint (oxlint)',
       'oxlint',
@@ -31,9 +31,29 @@ export async function runChecks(progress: Progress, signal: AbortSignal): Promis
     ['types (tsc)', 'tsc', ['--noEmit', '--pretty', 'false', '-p', '.']],
   ];
   if (existsSync(join(ROOT, 'buf.yaml'))) checks.push(['protos (buf)', 'buf', ['lint']]);
-  return Promise.all(
-    checks.map(([name, tool, args]) => progress.step(name, async () => runTool(name, tool, args, signal))),
-  );
+  return Promise.all(checks.map(([name, tool, args]) => runCheck(name, tool, args, progress, signal)));
+}
+
+async function runCheck(
+  name: string,
+  tool: string,
+  args: string[],
+  progress: Progress,
+  signal: AbortSignal,
+): Promise<CheckResult> {
+  const offence = new Error(`${name} found something`);
+  let result: CheckResult | undefined;
+  try {
+    await progress.step(name, async () => {
+      result = await runTool(name, tool, args, signal);
+      if (!result.passed) throw offence;
+    });
+  } catch (error) {
+    // For the step a finding is a failure; for the caller it is a result, and the other checks go on.
+    if (error !== offence) throw error;
+  }
+  if (result === undefined) throw offence;
+  return result;
 }
 
 /** Runs a development tool from node_modules. */

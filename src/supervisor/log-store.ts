@@ -5,8 +5,8 @@
  * A program that floods its output loses its own lines (rate limit, then ring), never another's, and each loss is
  * said in the log itself.
  */
-import { systemClock, type Clock } from './clock.ts';
-import { lineSplitter, MAX_LINE_BYTES, type LineSplitter } from './log-lines.ts';
+import { type Clock, systemClock } from './clock.ts';
+import { type LineSplitter, lineSplitter, MAX_LINE_BYTES } from './log-lines.ts';
 
 export type Severity = 'DEBUG' | 'INFO' | 'WARNING' | 'ERROR';
 

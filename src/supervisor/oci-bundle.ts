@@ -1,6 +1,7 @@
 /** A service's manifest as an OCI runtime configuration (runtime-spec 1.0.2, config.md and config-linux.md). */
-import type { ServiceManifest } from './service-manifest.ts';
+
 import { seccompProfile } from './seccomp.ts';
+import type { ServiceManifest } from './service-manifest.ts';
 
 /** A device node that the machine has. */
 export interface GivenDevice {

@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { createLogStore } from './log-store.ts';
 import { manualClock, settle } from './manual-clock.ts';
-import { startSupervisor, type Runnable, type RunnableContext } from './supervisor.ts';
+import { type Runnable, type RunnableContext, startSupervisor } from './supervisor.ts';
 
 /** A tree as data: each group a list of members, each member its own groups. */
 interface Shape {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { createLogStore } from './log-store.ts';
 import { manualClock, settle } from './manual-clock.ts';
-import { backoffMs, startSupervisor, type Runnable, type RunnableContext, type RunnableState } from './supervisor.ts';
+import { backoffMs, type Runnable, type RunnableContext, type RunnableState, startSupervisor } from './supervisor.ts';
 
 function untilAborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

@@ -10,7 +10,7 @@
  * does the group wait its backoff and start again, so two generations of a runnable never run at once. A death does not
  * reach the parent. Time and chance are injected; nothing here touches the machine.
  */
-import { systemClock, type Clock } from './clock.ts';
+import { type Clock, systemClock } from './clock.ts';
 import type { Logger, LogStore } from './log-store.ts';
 
 /** Runs until its signal aborts, or to the end of its work after saying done(). */

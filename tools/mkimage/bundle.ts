@@ -2,7 +2,7 @@
  * Our own code as the image runs it: one file for each role, complete but for Node's own modules.
  */
 import { join, relative } from 'node:path';
-import { build, type BuildOptions, type Metafile } from 'esbuild';
+import { type BuildOptions, build, type Metafile } from 'esbuild';
 
 export interface Bundle {
   /** File name in /usr/lib/ashlar. */

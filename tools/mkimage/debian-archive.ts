@@ -173,7 +173,8 @@ function parseRecords(text: string, suites: ReadonlyMap<string, string>): Archiv
     const suite = suites.get(`${name} ${version}`);
     if (suite === undefined || packages.has(name)) continue;
     const sha256 = field('SHA256');
-    if (!/^[0-9a-f]{64}$/.test(sha256)) throw new Error(`cannot use ${name} ${version}: the index has no SHA-256 of it`);
+    if (!/^[0-9a-f]{64}$/.test(sha256))
+      throw new Error(`cannot use ${name} ${version}: the index has no SHA-256 of it`);
     packages.set(name, {
       name,
       version,

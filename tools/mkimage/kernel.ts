@@ -58,7 +58,8 @@ export async function buildKernel(options: {
 }): Promise<Kernel> {
   const { packages, toolRoot, progress } = options;
   const source = packages.packages.find(({ name }) => name === SOURCE_PACKAGE);
-  if (source === undefined) throw new Error(`cannot build the kernel: image/lock.json lacks ${SOURCE_PACKAGE}; run: mkimage lock`);
+  if (source === undefined)
+    throw new Error(`cannot build the kernel: image/lock.json lacks ${SOURCE_PACKAGE}; run: mkimage lock`);
   const requested = mergeFragments(await readFragments());
   const key = inputHash('kernel-1', source.sha256, requested.text, JSON.stringify(BUILD_IDENTITY), toolRoot.key);
 
@@ -73,7 +74,8 @@ export async function buildKernel(options: {
         env: { ...BUILD_IDENTITY, ...ccacheEnvironment(toolRoot) },
         signal: options.signal,
         onLine: (line) => {
-          if (/^ {2}[A-Z]/.test(line)) report({ fraction: ++lines / BUILD_LINES, detail: line.trim().replace(/\s+/g, ' ') });
+          if (/^ {2}[A-Z]/.test(line))
+            report({ fraction: ++lines / BUILD_LINES, detail: line.trim().replace(/\s+/g, ' ') });
         },
       });
     });
@@ -112,7 +114,9 @@ export function mergeFragments(fragments: readonly { name: string; text: string 
       }
       const before = symbols.get(symbol);
       if (before !== undefined) {
-        throw new Error(`cannot merge ${name}: CONFIG_${symbol} is set in ${before.fragment} already; keep one of them`);
+        throw new Error(
+          `cannot merge ${name}: CONFIG_${symbol} is set in ${before.fragment} already; keep one of them`,
+        );
       }
       symbols.set(symbol, { value: set?.[2], fragment: name });
     }
@@ -157,7 +161,15 @@ async function unpackSource(options: {
       await runInToolRoot(
         toolRoot,
         'tar',
-        ['--extract', '--file', archive, '--strip-components=1', '--no-same-owner', '--directory=/src', ...NOT_UNPACKED],
+        [
+          '--extract',
+          '--file',
+          archive,
+          '--strip-components=1',
+          '--no-same-owner',
+          '--directory=/src',
+          ...NOT_UNPACKED,
+        ],
         {
           binds: [
             { source: unpacked, target: '/deb' },
@@ -193,11 +205,16 @@ async function configure(
   const build = binds.find(({ target }) => target === '/build')?.source ?? '';
   await writeFile(join(build, 'requested.config'), requested.text);
   // What scripts/kconfig/merge_config.sh -n comes down to, without its temporary files in the source.
-  await runInToolRoot(toolRoot, 'make', [...makeArguments(1), 'KCONFIG_ALLCONFIG=/build/requested.config', 'allnoconfig'], {
-    binds,
-    env: { ...BUILD_IDENTITY, ...ccacheEnvironment(toolRoot) },
-    signal,
-  });
+  await runInToolRoot(
+    toolRoot,
+    'make',
+    [...makeArguments(1), 'KCONFIG_ALLCONFIG=/build/requested.config', 'allnoconfig'],
+    {
+      binds,
+      env: { ...BUILD_IDENTITY, ...ccacheEnvironment(toolRoot) },
+      signal,
+    },
+  );
   const unmet = unmetSymbols(requested, await readFile(join(build, '.config'), 'utf8'));
   if (unmet.length > 0) {
     throw new Error(

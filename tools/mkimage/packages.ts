@@ -13,9 +13,9 @@
  */
 import { mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import packageRequest from '../../image/packages.json' with { type: 'json' };
 import { cacheDirectory, cachedFile, fileSha256 } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
-import packageRequest from '../../image/packages.json' with { type: 'json' };
 import { type ArchivePackage, type DebianArchive, openDebianArchive } from './debian-archive.ts';
 
 export type PackageGroup = keyof typeof packageRequest.groups;
@@ -88,7 +88,9 @@ export async function lockPackages(options: PackageOptions): Promise<PackageLock
     const described = await archive.describe(asked);
     const missing = asked.filter(({ name }) => !described.some((entry) => entry.name === name));
     if (missing.length > 0) {
-      throw new Error(`cannot lock ${missing.map(({ name }) => name).join(', ')}: the archive's index has no file for it`);
+      throw new Error(
+        `cannot lock ${missing.map(({ name }) => name).join(', ')}: the archive's index has no file for it`,
+      );
     }
     return {
       lockedAt: Math.floor(Date.now() / 1000),
@@ -125,7 +127,9 @@ async function resolveGroup(
   if (closure === 'all') return all;
   // Of an image's packages only chosen files are taken, and the libraries these need: not the maintainer scripts'
   // interpreters and account tools, which are most of the closure.
-  return all.filter(({ name }) => names.includes(name) || /^lib(?!.*(-bin|-common|-modules.*|-data|-perl)$)/.test(name));
+  return all.filter(
+    ({ name }) => names.includes(name) || /^lib(?!.*(-bin|-common|-modules.*|-data|-perl)$)/.test(name),
+  );
 }
 
 /**
@@ -174,7 +178,10 @@ async function download(
     const totalBytes = absent.reduce((sum, { size }) => sum + size, 0);
     await using directory = await temporaryDirectory();
     await archive.download(absent, directory.path, (percent) =>
-      report({ fraction: percent / 100, detail: `${megabytes((totalBytes * percent) / 100)} of ${megabytes(totalBytes)}` }),
+      report({
+        fraction: percent / 100,
+        detail: `${megabytes((totalBytes * percent) / 100)} of ${megabytes(totalBytes)}`,
+      }),
     );
     await storeDownloaded(directory.path, absent);
     return replaced;
@@ -197,7 +204,9 @@ async function drift(
   return gone.map((entry) => {
     const found = newest.find(({ name }) => name === entry.name);
     if (found === undefined) {
-      throw new Error(`cannot fetch ${entry.name} ${entry.version}: the suite no longer has any version; run: mkimage lock`);
+      throw new Error(
+        `cannot fetch ${entry.name} ${entry.version}: the suite no longer has any version; run: mkimage lock`,
+      );
     }
     options.progress.warn(
       `DRIFT: ${entry.name} ${entry.version} is locked but gone; this image takes ${found.version} and differs from the locked one`,
@@ -236,7 +245,8 @@ async function verifiedFile(entry: LockedPackage, options: PackageOptions): Prom
   }
   await download([entry], options);
   const again = await fileSha256(path);
-  if (again !== entry.sha256) throw new Error(`cannot keep ${entry.name} in ${path}: it reads back differently; check the disk`);
+  if (again !== entry.sha256)
+    throw new Error(`cannot keep ${entry.name} in ${path}: it reads back differently; check the disk`);
   return path;
 }
 

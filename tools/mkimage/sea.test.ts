@@ -29,7 +29,10 @@ async function run(
   const root = await mkdtemp(join(directory, 'root-'));
   const files = join(root, 'ashlar');
   await mkdir(files);
-  await writeFile(join(files, 'agent.js'), options.agent ?? "console.log('agent ran', process.argv.slice(1).join(' '))");
+  await writeFile(
+    join(files, 'agent.js'),
+    options.agent ?? "console.log('agent ran', process.argv.slice(1).join(' '))",
+  );
   for (const forbidden of ['forbidden.js', 'forbidden.mjs']) {
     await writeFile(join(files, forbidden), "console.log('FORBIDDEN CODE RAN')");
   }
@@ -166,7 +169,10 @@ test('a Worker runs a file of the image', async () => {
 test('native calls work through the addon at its fixed path', async () => {
   const { bundle } = await import('./bundle.ts');
   const source = join(directory, 'native.ts');
-  await writeFile(source, "import koffi from 'koffi';\nconsole.log(koffi.load('libc.so.6').func('int abs(int)')(-7));\n");
+  await writeFile(
+    source,
+    "import koffi from 'koffi';\nconsole.log(koffi.load('libc.so.6').func('int abs(int)')(-7));\n",
+  );
   await symlink(join(import.meta.dirname, '../../node_modules'), join(directory, 'node_modules'));
   const { code } = await bundle('native.js', source);
   const result = await run('agent', [], { agent: code });

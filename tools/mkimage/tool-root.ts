@@ -117,7 +117,9 @@ export async function mergeUsr(directory: string): Promise<void> {
 async function checkMerged(directory: string): Promise<void> {
   for (const name of await readdir(directory)) {
     if (['bin', 'sbin', 'lib', 'lib64'].includes(name) && !(await lstat(join(directory, name))).isSymbolicLink()) {
-      throw new Error(`cannot use the tools: unpacking replaced the link /${name} by a directory; is dpkg-deb older than 1.18?`);
+      throw new Error(
+        `cannot use the tools: unpacking replaced the link /${name} by a directory; is dpkg-deb older than 1.18?`,
+      );
     }
   }
 }
