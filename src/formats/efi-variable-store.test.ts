@@ -79,6 +79,10 @@ describe('the variable store', () => {
     );
     image[72 + 28 + 2] = 0x3e;
     assert.deepEqual(summary(readVariables(image)), [['A', '02']]);
+    image[72 + 28 + 2] = 0x3f;
+    image[72 + 28 + 64 + 4 + 2] = 0x3e;
+    assert.deepEqual(summary(readVariables(image)), [['A', '01']]);
+    image[72 + 28 + 64 + 4 + 2] = 0x3f;
     image[72 + 28 + 2] = 0x3c;
     assert.deepEqual(summary(readVariables(image)), [['A', '02']]);
   });

@@ -172,6 +172,14 @@ describe('GPT', () => {
     assert.throws(() => decodeGpt({ head, tail, ...rest }), /signature|CRC32/);
   });
 
+  it('does not believe a whole header about entries that changed', () => {
+    const image = imageOf(table);
+    image[1024 + 60] = (image[1024 + 60] ?? 0) ^ 1;
+    const gpt = decodeGpt(ends(image));
+    assert.equal(gpt.source, 'backup');
+    assert.deepEqual(plain(gpt), table);
+  });
+
   it('says that the backup of a grown disk is not at its end, and moves it', () => {
     const grown = Buffer.concat([imageOf(table), Buffer.alloc(512 * 1000)]);
     const found = decodeGpt(ends(grown));
