@@ -217,7 +217,9 @@ function inspectPcrSignatures(
   const key = createPublicKey(keyPem);
   const expectedPolicy = hex(signedPcr11Policy(pcr11));
   const expectedFingerprint = hex(policyKeyFingerprint(key));
-  return decodePcrSignatures(json).map((signature) => {
+  const signatures = decodePcrSignatures(json);
+  if (signatures.length === 0) problems.push('.pcrsig is an empty list: nothing can be unsealed under the UKI');
+  return signatures.map((signature) => {
     const policy = hex(signature.policy);
     const keyFingerprint = hex(signature.keyFingerprint);
     const isMade = keyFingerprint === expectedFingerprint && verifyPcrSignature(signature, key);
