@@ -19,6 +19,7 @@ import {
   randomBytes,
   X509Certificate,
 } from 'node:crypto';
+import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import { type CertificateOptions, createCertificate, spkiFingerprint } from '../formats/x509.ts';
 import { CURATOR_SERVER_NAME, nodeIdOf, nodeServerName, ORGANIZATION } from '../rpc/tls-names.ts';
@@ -28,6 +29,7 @@ const ROOT = 0;
 const AGENT_UID = 200;
 const CURATOR_UID = 201;
 const ETCD_UID = 202;
+const ETCD_ORGANIZATION = 'ashlar-etcd';
 /** The node's own certificate counts only until the cluster issues one; etcd's are for loopback. */
 const VALID_YEARS = 20;
 
@@ -62,46 +64,73 @@ export async function ensureIdentity(options: IdentityOptions): Promise<NodeIden
   const make = (name: string, certificate: (key: KeyObject) => CertificateDraft) =>
     ensurePair({ directory: pki, name, uid: uids.root, notBefore, certificate });
 
-  const node = await make('node', (key) => selfSigned(ORGANIZATION.node, nodeIdOf(key), nodeServerName(nodeIdOf(key))));
-  await deliver(`${services}/agent`, 'tls', uids.agent, { 'node.key': node.keyPem, 'node.crt': node.certificatePem });
-  const nodeId = nodeIdOf(node.publicKey);
-  if (!isControl) return { nodeId, nodeCertificatePem: node.certificatePem, curatorFingerprint: null };
-
-  const curator = await make('curator', () => selfSigned(ORGANIZATION.curator, 'curator', CURATOR_SERVER_NAME));
-  const ca = await make('etcd-ca', () => ({ ...selfSigned('ashlar-etcd', 'etcd CA', null), isCa: true, usages: [] }));
-  const issuer = { name: { organization: 'ashlar-etcd', commonName: 'etcd CA' }, key: ca.privateKey };
-  const server = await make('etcd-server', () => ({
-    subject: { organization: 'ashlar-etcd', commonName: 'etcd' },
-    issuer,
-    ipAddresses: ['127.0.0.1'],
-    dnsNames: ['localhost'],
-    // etcd dials its own peer port and its own gateway with the serving certificate.
-    usages: ['serverAuth', 'clientAuth'],
-  }));
-  const client = await make('etcd-client', () => ({
-    subject: { organization: 'ashlar-etcd', commonName: 'curator' },
-    issuer,
-    usages: ['clientAuth'],
-  }));
-  await deliver(`${services}/curator`, 'tls', uids.curator, {
-    'curator.key': curator.keyPem,
-    'curator.crt': curator.certificatePem,
-  });
-  await deliver(`${services}/curator`, 'etcd', uids.curator, {
-    'ca.crt': ca.certificatePem,
-    'client.key': client.keyPem,
-    'client.crt': client.certificatePem,
-  });
-  await deliver(`${services}/etcd`, 'pki', uids.etcd, {
-    'ca.crt': ca.certificatePem,
-    'server.key': server.keyPem,
-    'server.crt': server.certificatePem,
-  });
+  // In parallel: what takes time is the disk, which writes many small files as fast as one.
+  const [node, control] = await Promise.all([
+    make('node', (key) => selfSigned(ORGANIZATION.node, nodeIdOf(key), nodeServerName(nodeIdOf(key)))),
+    isControl ? ensureControlKeys(make) : null,
+  ]);
+  await deliverAll(node, control, services, uids);
   return {
-    nodeId,
+    nodeId: nodeIdOf(node.publicKey),
     nodeCertificatePem: node.certificatePem,
-    curatorFingerprint: spkiFingerprint(curator.publicKey),
+    curatorFingerprint: control === null ? null : spkiFingerprint(control.curator.publicKey),
   };
+}
+
+type MakePair = (name: string, certificate: (key: KeyObject) => CertificateDraft) => Promise<KeyAndCertificate>;
+type ControlKeys = Readonly<Record<'curator' | 'ca' | 'server' | 'client', KeyAndCertificate>>;
+
+/** The curator's serving key, and etcd's own small PKI. */
+async function ensureControlKeys(make: MakePair): Promise<ControlKeys> {
+  const [curator, ca] = await Promise.all([
+    make('curator', () => selfSigned(ORGANIZATION.curator, 'curator', CURATOR_SERVER_NAME)),
+    make('etcd-ca', () => ({ ...selfSigned(ETCD_ORGANIZATION, 'etcd CA', null), isCa: true, usages: [] })),
+  ]);
+  const issuer = { name: { organization: ETCD_ORGANIZATION, commonName: 'etcd CA' }, key: ca.privateKey };
+  const [server, client] = await Promise.all([
+    make('etcd-server', () => ({
+      subject: { organization: ETCD_ORGANIZATION, commonName: 'etcd' },
+      issuer,
+      ipAddresses: ['127.0.0.1'],
+      dnsNames: ['localhost'],
+      // etcd dials its own peer port and its own gateway with the serving certificate.
+      usages: ['serverAuth', 'clientAuth'],
+    })),
+    make('etcd-client', () => ({
+      subject: { organization: ETCD_ORGANIZATION, commonName: 'curator' },
+      issuer,
+      usages: ['clientAuth'],
+    })),
+  ]);
+  return { curator, ca, server, client };
+}
+
+async function deliverAll(
+  node: KeyAndCertificate,
+  control: ControlKeys | null,
+  services: string,
+  uids: NonNullable<IdentityOptions['uids']>,
+): Promise<void> {
+  const work = [
+    deliver(`${services}/agent`, uids.agent, { 'tls/node.key': node.keyPem, 'tls/node.crt': node.certificatePem }),
+  ];
+  if (control !== null) {
+    const { curator, ca, server, client } = control;
+    const toCurator = {
+      'tls/curator.key': curator.keyPem,
+      'tls/curator.crt': curator.certificatePem,
+      'etcd/ca.crt': ca.certificatePem,
+      'etcd/client.key': client.keyPem,
+      'etcd/client.crt': client.certificatePem,
+    };
+    const toEtcd = {
+      'pki/ca.crt': ca.certificatePem,
+      'pki/server.key': server.keyPem,
+      'pki/server.crt': server.certificatePem,
+    };
+    work.push(deliver(`${services}/curator`, uids.curator, toCurator), deliver(`${services}/etcd`, uids.etcd, toEtcd));
+  }
+  await Promise.all(work);
 }
 
 interface CertificateDraft {
@@ -202,15 +231,12 @@ function randomSerial(): Uint8Array {
   return serial;
 }
 
-/** Writes files into SERVICE/DIRECTORY, both the service's own. */
-async function deliver(
-  serviceDirectory: string,
-  directory: string,
-  uid: number,
-  files: Readonly<Record<string, string>>,
-): Promise<void> {
+/** Writes files, named `DIRECTORY/FILE`, below a service's directory; all of it the service's own. */
+async function deliver(serviceDirectory: string, uid: number, files: Readonly<Record<string, string>>): Promise<void> {
   await ensureOwnedDirectory(serviceDirectory, uid);
-  await ensureOwnedDirectory(`${serviceDirectory}/${directory}`, uid);
-  for (const [name, content] of Object.entries(files))
-    await writeOwnedFile(`${serviceDirectory}/${directory}/${name}`, content, uid);
+  for (const directory of new Set(Object.keys(files).map((name) => dirname(name))))
+    await ensureOwnedDirectory(`${serviceDirectory}/${directory}`, uid);
+  await Promise.all(
+    Object.entries(files).map(([name, content]) => writeOwnedFile(`${serviceDirectory}/${name}`, content, uid)),
+  );
 }

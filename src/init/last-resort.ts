@@ -48,8 +48,8 @@ function say(console: Console, text: string): void {
   const atMs = Number(process.hrtime.bigint() / 1_000_000n);
   console.writeNow(consoleLine({ name: 'init', atMs, text }));
   try {
-    // <2> is "critical"; the kernel's log reaches pstore should the kernel go down with us.
-    appendFileSync('/dev/kmsg', `<2>init: ${printable(text).slice(0, 800)}\n`);
+    // <5> is "notice": not on the consoles again, but in the log that reaches pstore should the kernel go down, too.
+    appendFileSync('/dev/kmsg', `<5>init: ${printable(text).slice(0, 800)}\n`);
   } catch {
     try {
       writeSync(2, `${text}\n`);

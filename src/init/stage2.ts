@@ -196,7 +196,7 @@ async function startNode(options: NodeStart): Promise<void> {
     deadlineMs: stopDeadlineMs(manifests) * manifests.length,
     run: () => stopSupervisor(started, stopDeadlineMs(manifests)),
   });
-  announceHealth({ supervisor: started, manifests, facts, timeline });
+  announceHealth({ supervisor: started, manifests, facts, timeline, log: logStore.logger('init') });
 }
 
 async function stopSupervisor(supervisor: Supervisor, deadlineMs: number): Promise<void> {
@@ -210,11 +210,13 @@ function announceHealth({
   manifests,
   facts,
   timeline,
+  log,
 }: {
   supervisor: Supervisor;
   manifests: readonly ServiceManifest[];
   facts: BootFacts;
   timeline: Timeline;
+  log: Logger;
 }): void {
   const healthy = new Set<string>();
   supervisor.onChange(({ name, state }) => {
@@ -229,6 +231,7 @@ function announceHealth({
     if (healthy.size < manifests.length || facts.stage === 'ready') return;
     facts.stage = 'ready';
     timeline.reach('init', `node ${facts.nodeId} ready`, 'init: ready');
+    log.debug(`PID 1 holds ${Math.round(process.memoryUsage.rss() / 2 ** 20)} MiB`);
   });
 }
 
