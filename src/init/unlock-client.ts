@@ -85,7 +85,9 @@ export async function unlockData(options: UnlockOptions, { signal, onEvent }: Un
     paths,
   };
   const deadline = AbortSignal.timeout(deadlineMs);
-  const worker = new Worker(await readFile(workerPath, 'utf8'), { eval: true, workerData });
+  // Evaluated code has "[worker eval]" for its file name, which koffi, bundled in, takes for the place of its module.
+  const source = `globalThis.__filename = ${JSON.stringify(workerPath)};\n${await readFile(workerPath, 'utf8')}`;
+  const worker = new Worker(source, { eval: true, workerData });
   let last: UnlockMessage | undefined;
   try {
     last = await followWorker(worker, AbortSignal.any([signal, deadline]), onEvent);

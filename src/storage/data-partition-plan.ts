@@ -17,16 +17,7 @@ import {
   setPartitionAttribute,
   usableLbas,
 } from '../formats/gpt.ts';
-
-/** TODO-LAYOUT */
-export const DATA_PARTITION = {
-  number: 4,
-  typeGuid: '6173686c-6172-4264-8174-610000000001',
-  name: 'DATA',
-  minimumBytes: 512 * 1024 * 1024,
-} as const;
-export const INITIALISED_ATTRIBUTE_BIT = 48;
-export const PARTITION_ALIGNMENT_BYTES = 1024 * 1024;
+import { diskLayout, initialisedAttributeBit, partitionAlignmentBytes } from './disk-layout.ts';
 
 /** The disk that holds our system partition, as found. */
 export interface DiskState {
@@ -76,10 +67,10 @@ const MIB = 1024 * 1024;
  */
 export function planDataPartition(disk: DiskState, newUuid: string): DataPlan {
   const table = relocateGpt(disk.gpt, disk.gpt.diskSectors);
-  const existing = table.partitions.find(({ typeGuid }) => typeGuid === DATA_PARTITION.typeGuid);
+  const existing = table.partitions.find(({ typeGuid }) => typeGuid === diskLayout.data.typeGuid);
   const partition = existing ?? newDataPartition(disk.path, table, newUuid);
   const gpt = existing === undefined ? addPartition(table, partition) : table;
-  const isInitialised = (partition.attributes & (1n << BigInt(INITIALISED_ATTRIBUTE_BIT))) !== 0n;
+  const isInitialised = (partition.attributes & (1n << BigInt(initialisedAttributeBit))) !== 0n;
   const steps: DataStep[] = [];
   if (existing === undefined) steps.push({ kind: 'write-table', reason: 'add the data partition', gpt });
   else if (!disk.gpt.isConsistent) steps.push({ kind: 'write-table', reason: `repair: ${damageOf(disk.gpt)}`, gpt });
@@ -88,7 +79,7 @@ export function planDataPartition(disk: DiskState, newUuid: string): DataPlan {
   if (isInitialised) {
     steps.push({ kind: 'open-volume' }, { kind: 'check-filesystem' }, { kind: 'mount' });
   } else {
-    const marked = setPartitionAttribute(gpt, partition.number, INITIALISED_ATTRIBUTE_BIT, true);
+    const marked = setPartitionAttribute(gpt, partition.number, initialisedAttributeBit, true);
     steps.push({ kind: 'create-volume' }, { kind: 'open-volume' }, { kind: 'make-filesystem' }, { kind: 'mount' });
     steps.push({ kind: 'mark-initialised', gpt: marked });
   }
@@ -96,7 +87,7 @@ export function planDataPartition(disk: DiskState, newUuid: string): DataPlan {
 }
 
 function newDataPartition(path: string, table: Gpt, uuid: string): GptPartition {
-  const { number, typeGuid, name, minimumBytes } = DATA_PARTITION;
+  const { number, typeGuid, name, minimumBytes } = diskLayout.data;
   const taken = table.partitions.find((partition) => partition.number === number);
   if (taken !== undefined) {
     throw new Error(
@@ -104,7 +95,7 @@ function newDataPartition(path: string, table: Gpt, uuid: string): GptPartition 
         'which Ashlar did not make; install Ashlar on a disk of its own',
     );
   }
-  const alignment = PARTITION_ALIGNMENT_BYTES / table.sectorSize;
+  const alignment = partitionAlignmentBytes / table.sectorSize;
   const lastUsed = table.partitions.reduce((last, { endLba }) => Math.max(last, endLba), usableLbas(table).first - 1);
   const startLba = Math.ceil((lastUsed + 1) / alignment) * alignment;
   const endLba = Math.floor((usableLbas(table).last + 1) / alignment) * alignment - 1;

@@ -307,6 +307,9 @@ function reportPcrs(tpm: Tpm): Record<string, string> {
 
 const RECOVER = 'the data is untouched; open it with the recovery key: docs/data-partition.md, "Recovery"';
 
+const HEADER_WAY_OUT =
+  'nothing was written; put back a copy of the header, or give the data up: docs/data-partition.md, "A refused header"';
+
 /** One error for the reader: what failed, why, the way out. */
 function explain(error: unknown): DataPartitionError {
   if (error instanceof DataPartitionError) return error;
@@ -325,7 +328,7 @@ function explain(error: unknown): DataPartitionError {
   if (error instanceof LuksHeaderError) {
     return failed(
       'header-refused',
-      `cannot open the data partition: its LUKS2 header is refused: ${message}; ${RECOVER}`,
+      `cannot open the data partition: its LUKS2 header is refused: ${message}; ${HEADER_WAY_OUT}`,
     );
   }
   if (error instanceof NoNodeKeyError)
