@@ -35,8 +35,8 @@ export interface Authority {
 export interface IssuedCertificate {
   readonly pem: string;
   readonly der: Uint8Array;
-  readonly notBefore: Date;
-  readonly notAfter: Date;
+  readonly validFromDate: Date;
+  readonly validToDate: Date;
 }
 
 /** A new authority for a new cluster. */
@@ -107,12 +107,6 @@ export function issueCuratorCertificate(authority: Authority, servingKeyPem: str
   });
 }
 
-/** True from the middle of its life on, and whenever the clock has left its span. */
-export function isDueForRenewal(certificate: IssuedCertificate, now: Date): boolean {
-  const halfLife = (certificate.notBefore.getTime() + certificate.notAfter.getTime()) / 2;
-  return now.getTime() > halfLife || now < certificate.notBefore;
-}
-
 function issue(
   authority: Authority,
   now: Date,
@@ -132,7 +126,7 @@ function issue(
     notAfter,
     isCa: false,
   });
-  return { pem, der: decodePem('CERTIFICATE', pem), notBefore, notAfter };
+  return { pem, der: decodePem('CERTIFICATE', pem), validFromDate: notBefore, validToDate: notAfter };
 }
 
 function randomSerial(): Uint8Array {

@@ -11,6 +11,7 @@
 import { X509Certificate } from 'node:crypto';
 import { timestampDate } from '@bufbuild/protobuf/wkt';
 import { encodePem } from '../formats/x509.ts';
+import { isDueForRenewal } from '../rpc/certificate-life.ts';
 import { ClusterService, NodeRegistryService } from '../rpc/gen/ashlar/cluster/v1/cluster_pb.ts';
 import type { ClusterRecord } from '../rpc/gen/ashlar/curator/v1/records_pb.ts';
 import { Health } from '../rpc/gen/grpc/health/v1/health_pb.ts';
@@ -21,8 +22,9 @@ import { identify } from '../rpc/permissions.ts';
 import { createReflection } from '../rpc/reflection-service.ts';
 import type { RpcLog } from '../rpc/rpc-error.ts';
 import { certificateFingerprint } from '../rpc/tls-names.ts';
+import { sleep, systemClock } from '../supervisor/clock.ts';
 import { bootstrapCluster } from './bootstrap.ts';
-import { isDueForRenewal, issueCuratorCertificate, openAuthority } from './certificates.ts';
+import { issueCuratorCertificate, openAuthority } from './certificates.ts';
 import type { Cluster } from './cluster.ts';
 import { clusterStatus } from './cluster-status.ts';
 import type { CuratorConfig, CuratorKeys } from './config.ts';
@@ -93,7 +95,7 @@ export async function runCurator(options: CuratorOptions): Promise<void> {
     if (isDueForRenewal(serving, now())) {
       serving = issueCuratorCertificate(cluster.authority, keys.servingKeyPem, now());
       server.setTls(tls());
-      log.info(`serving certificate renewed, valid until ${serving.notAfter.toISOString()}`);
+      log.info(`serving certificate renewed, valid until ${serving.validToDate.toISOString()}`);
     }
   }
   log.info('ending');
@@ -136,15 +138,7 @@ async function reportHealth({ etcd, log }: Cluster, health: HealthReporter): Pro
   }
 }
 
-function pause(delayMs: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, delayMs);
-    signal.addEventListener('abort', done);
-    if (signal.aborted) done();
-  });
+async function pause(delayMs: number, signal: AbortSignal): Promise<void> {
+  // The end of the curator is no error.
+  await sleep(systemClock, delayMs, signal).catch(() => undefined);
 }

@@ -35,11 +35,11 @@ export async function registerNode(
       ...before,
       nodeId,
       publicKeyDer: presented.publicKey.export({ type: 'spki', format: 'der' }),
-      certificateNotAfter: timestampFromDate(issued.notAfter),
+      certificateNotAfter: timestampFromDate(issued.validToDate),
     };
   });
   cluster.log.info(
-    `${nodeId} ${isNew ? 'registered' : 'renewed its certificate'}, valid until ${issued.notAfter.toISOString()}`,
+    `${nodeId} ${isNew ? 'registered' : 'renewed its certificate'}, valid until ${issued.validToDate.toISOString()}`,
   );
   return {
     certificateDer: issued.der,

@@ -21,7 +21,7 @@ export async function takeOwnership(
   const name = checkOperatorName(request.operatorName);
   const publicKey = readPublicKey(request.publicKeyDer);
   const issued = issueOperatorCertificate(cluster.authority, name, publicKey, cluster.now());
-  cluster.log.info(`the owner certified operator ${name}, valid until ${issued.notAfter.toISOString()}`);
+  cluster.log.info(`the owner certified operator ${name}, valid until ${issued.validToDate.toISOString()}`);
   return {
     certificateDer: issued.der,
     caCertificateDer: cluster.authority.certificate.raw,

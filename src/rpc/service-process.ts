@@ -30,6 +30,19 @@ export function runService(service: (process: ServiceProcess) => Promise<void>):
   );
 }
 
+/** The same, but a warning that only repeats the one before is left out for a minute: what fails is tried often. */
+export function withoutRepetition(log: RpcLog, nowMs: () => number = () => performance.now()): RpcLog {
+  const last = { text: '', atMs: Number.NEGATIVE_INFINITY };
+  return {
+    ...log,
+    warning(text) {
+      if (text === last.text && nowMs() - last.atMs < 60_000) return;
+      Object.assign(last, { text, atMs: nowMs() });
+      log.warning(text);
+    },
+  };
+}
+
 /** Information to standard output, the rest to standard error. A line stays a line. */
 function processLog(): RpcLog {
   const write = (stream: NodeJS.WriteStream, severity: string, text: string) => {
