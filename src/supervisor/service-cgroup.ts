@@ -31,6 +31,9 @@ export function prepareServiceCgroup(root: string, manifest: ServiceManifest, cl
   const own = join(parent, manifest.name);
   const box = join(own, 'box');
   const { limits } = manifest;
+  if (!existsSync(join(root, 'cgroup.controllers'))) {
+    throw new Error(`cannot set limits for ${manifest.name}: cgroup v2 is not mounted at ${root}`);
+  }
   mkdirSync(own, { recursive: true });
   set(root, 'cgroup.subtree_control', CONTROLLERS);
   set(parent, 'cgroup.subtree_control', CONTROLLERS);
@@ -59,7 +62,7 @@ function set(cgroup: string, file: string, value: string | number): void {
     writeFileSync(join(cgroup, file), String(value));
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new Error(`cannot set ${file} of ${cgroup} to ${value}: ${reason}; is cgroup v2 mounted there?`, { cause });
+    throw new Error(`cannot set ${file} of ${cgroup} to ${value}: ${reason}`, { cause });
   }
 }
 

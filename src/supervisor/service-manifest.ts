@@ -174,6 +174,9 @@ export function orderServices(manifests: readonly ServiceManifest[]): ServiceMan
     }
     ordered.add(one);
   };
+  // What others wait for goes first: starting one costs PID 1 a moment, and a boot lasts as long as its longest chain.
+  const awaited = new Set(manifests.flatMap((one) => one.after));
+  for (const one of manifests) if (awaited.has(one.name)) visit(one, []);
   for (const one of manifests) visit(one, []);
   return [...ordered];
 }
