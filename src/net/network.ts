@@ -14,11 +14,11 @@ import { type Link, listLinks, setLinkUp } from './links.ts';
 export interface NetworkOptions {
   signal: AbortSignal;
   /** A line for the console and the log. */
-  say(text: string): void;
+  say: (text: string) => void;
   /** Starts the DHCP client, which the supervisor then keeps running. */
-  startDhcp(): void;
+  startDhcp: () => void;
   /** The first address is there, or another one than before. Not called when the last one goes. */
-  onAddress(address: GlobalAddress): void;
+  onAddress: (address: GlobalAddress) => void;
   /** Effects, for tests. */
   effects?: Partial<NetworkEffects>;
 }

@@ -95,7 +95,7 @@ test('no life overlaps its successor, and a tree left in peace runs again whole'
       await settle();
 
       for (const action of steps) {
-        await take(lives, action, clock.advance);
+        await take(lives, action, (ms) => clock.advance(ms));
         const states = new Map(supervisor.status().map((status) => [status.name, status.state]));
         for (const life of lives.filter((one) => one.active)) {
           // Whoever runs below or beside something that fell has been told to end.
