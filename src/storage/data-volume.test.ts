@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { openDataVolume, readDataHeader, WrongSlotKeyError } from './data-volume.ts';
 import { makeVolume } from './data-volume-fixture.ts';
-import { METADATA_BYTES } from './luks-header.ts';
+import { HEADER_BYTES, METADATA_BYTES } from './luks-header.ts';
 
 function run(program: string, args: readonly string[], input?: Uint8Array): string {
   return execFileSync(program, args, { encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'], ...(input && { input }) });
@@ -27,7 +27,7 @@ test('cryptsetup luksDump sees one aes-xts segment with 4096 byte sectors, pbkdf
   const dump = run('cryptsetup', ['luksDump', volume.path]);
   for (const line of [
     /cipher: aes-xts-plain64\n\tsector: 4096/,
-    /offset: 4194304 \[bytes\]\n\tlength: \(whole device\)/,
+    /offset: 2097152 \[bytes\]\n\tlength: \(whole device\)/,
     /PBKDF: {6}pbkdf2\n\tHash: {7}sha256\n\tIterations: 1000/,
     /0: ashlar-tpm2\n\tKeyslot: {4}0/,
     /2: ashlar-recovery\n\tKeyslot: {4}1/,
@@ -63,7 +63,7 @@ test('what is opened is the header that was checked, whatever the disk holds by 
   using volume = makeVolume();
   const header = readDataHeader(volume.path, volume.uuid);
   const swapped = readFileSync(volume.path);
-  swapped.fill(0, 0, 4 * 1024 * 1024);
+  swapped.fill(0, 0, HEADER_BYTES);
   writeFileSync(volume.path, swapped);
   using opened = openDataVolume(volume.path, header, volume.slotKey, { path: volume.directory });
   assert.equal(opened.volumeKey.length, 64);

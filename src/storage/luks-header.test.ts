@@ -105,7 +105,7 @@ const MUTATIONS: readonly [name: string, path: string, value: Json | undefined][
   ['a slot with costly iterations', 'keyslots/0/kdf/iterations', 2 ** 31],
   ['a slot with a priority', 'keyslots/0/priority', 0],
   ['a slot area over the metadata', 'keyslots/0/area/offset', '4096'],
-  ['a slot area over the data', 'keyslots/0/area/offset', '4128768'],
+  ['a slot area over the data', 'keyslots/0/area/offset', '2031616'],
   ['slot areas that overlap', 'keyslots/0/area/offset', at(ORIGINAL, 'keyslots/1/area')['offset']],
   ['requirements', 'config/requirements', { mandatory: ['online-reencrypt'] }],
   ['flags', 'config/flags', ['allow-discards']],

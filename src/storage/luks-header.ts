@@ -1,7 +1,7 @@
 /**
  * The LUKS2 header Ashlar accepts (LUKS2 On-Disk Format Specification 1.1). Pure.
  *
- *   0        16 KiB     32 KiB                       4 MiB
+ *   0        16 KiB     32 KiB                       2 MiB
  *   | primary | secondary | key slot areas            | data …
  *     binary header 4 KiB + JSON area 12 KiB
  *
@@ -9,7 +9,8 @@
  * with a null cipher, another segment or an unfinished reencryption would make us write secrets in the clear
  * (CVE-2025-59054 and kin). So it is read once into memory, everything in it must be as we make it, and what is opened is
  * the checked copy, never the disk's (`data-volume.ts`). Until the header carries a MAC, a well-formed volume of an
- * attacker's passes here; it does not have the node's key.
+ * attacker's passes here, and opens if its key was sealed on this TPM (anybody may seal to a policy): it has another
+ * volume key, hence another PCR 15, and no identity that a cluster knows.
  */
 import { createHash } from 'node:crypto';
 import {
@@ -32,8 +33,8 @@ export const KEY_BYTES = 64;
 export const SECTOR_BYTES = 4096;
 /** One copy of binary header and JSON. */
 export const METADATA_BYTES = 16 * 1024;
-/** All before the data. */
-export const HEADER_BYTES = 4 * 1024 * 1024;
+/** All before the data: room for seven key slots, so that a slot can be replaced without a moment without one. */
+export const HEADER_BYTES = 2 * 1024 * 1024;
 /** Key slots by number. */
 export const NODE_SLOT = 0;
 export const RECOVERY_SLOT = 1;
