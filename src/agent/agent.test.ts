@@ -173,7 +173,7 @@ function initService(stopped: string[]): InitService {
       bootId: 'boot-1',
       slot: 'A',
       stage: 'ready',
-      bootTimeMs: 1_700_000_000_000,
+      bootTimeMs: 1_700_000_000_000.25,
       addresses: ['10.0.2.15/24'],
       roles: ['control'],
       pcrs: { 11: 'ab'.repeat(32) },
@@ -202,7 +202,13 @@ function initService(stopped: string[]): InitService {
   };
 }
 
-const entry = (text: string) => ({ name: 'init', severity: 'INFO' as const, atMs: 1, wallMs: 1_700_000_000_000, text });
+const entry = (text: string) => ({
+  name: 'init',
+  severity: 'INFO' as const,
+  atMs: 1,
+  wallMs: 1_700_000_000_000.75,
+  text,
+});
 
 const withCode = (code: string, details?: RegExp) => (error: unknown) => {
   assert.ok(error instanceof RpcCallError, String(error));

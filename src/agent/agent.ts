@@ -33,8 +33,8 @@ import { nodeStatusMessage } from './status-message.ts';
 const HEARTBEAT_INTERVAL_MS = 5_000;
 const HEARTBEAT_TIMEOUT_MS = 4_000;
 const BACKOFF_CAP_MS = 10_000;
-/** So often the heartbeat may fail before the membership itself is doubted. */
-const FAILURES_BEFORE_REGISTERING = 3;
+/** So often the curator may refuse a heartbeat or end its handshake before the membership itself is doubted. */
+const REFUSALS_BEFORE_REGISTERING = 3;
 
 export interface AgentOptions {
   readonly config: AgentConfig;
@@ -75,8 +75,8 @@ export async function runAgent(options: AgentOptions): Promise<void> {
 
   let channel = openChannel(memberChannel(config, keys, member));
   try {
-    for (let failures = 0; !signal.aborted; ) {
-      if (isDueForRenewal(member.certificate, now()) || failures >= FAILURES_BEFORE_REGISTERING) {
+    for (let failures = 0, refusals = 0; !signal.aborted; ) {
+      if (isDueForRenewal(member.certificate, now()) || refusals >= REFUSALS_BEFORE_REGISTERING) {
         const renewed = await renew(registration, member);
         if (renewed !== undefined) {
           member = renewed;
@@ -88,11 +88,12 @@ export async function runAgent(options: AgentOptions): Promise<void> {
       try {
         await sendHeartbeat(init, channel, signal);
         if (failures > 0) log.info('the curator answers again');
-        failures = 0;
+        failures = refusals = 0;
         health.set(true);
       } catch (error) {
         if (signal.aborted) break;
         failures += 1;
+        if (isRefusal(error)) refusals += 1;
         // Not the curator's absence but init's makes this API useless.
         health.set(error instanceof RpcCallError);
         registration.log.warning(`heartbeat failed: ${messageOf(error)}`);
@@ -150,6 +151,13 @@ async function sendHeartbeat(init: InitConnection, channel: RpcChannel, signal: 
     nodeStatusMessage(...(await Promise.all([client.status(), client.services()]))),
   );
   await channel.client(NodeRegistryService).heartbeat({ status }, { signal, timeoutMs: HEARTBEAT_TIMEOUT_MS });
+}
+
+/** It may be that the curator does not know this node, or not any more; TLS tells a client no more than UNAVAILABLE. */
+function isRefusal(error: unknown): boolean {
+  return (
+    error instanceof RpcCallError && ['UNAUTHENTICATED', 'FAILED_PRECONDITION', 'UNAVAILABLE'].includes(error.code)
+  );
 }
 
 function backoff(failures: number): number {

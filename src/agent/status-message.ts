@@ -21,7 +21,7 @@ export function nodeStatusMessage(status: InitNodeStatus, services: readonly Ini
     bootId: status.bootId,
     slot: status.slot,
     stage: status.stage,
-    bootTime: timestampFromMs(status.bootTimeMs),
+    bootTime: timestampFromMs(Math.round(status.bootTimeMs)),
     addresses: status.addresses,
     roles: status.roles,
     pcrs: Object.fromEntries(Object.entries(status.pcrs)),
@@ -52,5 +52,5 @@ export function serviceMessage(service: InitServiceStatus): MessageInitShape<typ
 
 export function logLineMessage(entry: LogEntry): MessageInitShape<typeof LogLineSchema> {
   const { name, severity, atMs, wallMs, text } = entry;
-  return { name, severity, atMs, time: timestampFromMs(wallMs), text };
+  return { name, severity, atMs, time: timestampFromMs(Math.round(wallMs)), text };
 }
