@@ -234,7 +234,7 @@ class TlsFront implements GrpcServer {
 
   #refused(error: Error & { code?: string }, socket: TLSSocket): void {
     // Node ends the handshake of an unacceptable certificate with a bare reset; its reason is on the socket.
-    const reason = socket.authorizationError ?? error.code ?? error.message;
+    const reason = String(socket.authorizationError ?? error.code ?? error.message);
     // A peer that only looks at our key, as at first contact, leaves without a word.
     if (reason === 'ECONNRESET') this.#log.info('a TLS handshake was given up by its peer');
     else this.#log.warning(`refused a TLS handshake from ${peerOf(socket)}: ${reason}`);
