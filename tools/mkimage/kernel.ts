@@ -44,7 +44,7 @@ const NOT_UNPACKED = [
     `--exclude=*/arch/${name}/*.[chS]`,
     `--exclude=*/arch/${name}/*.dts*`,
   ]),
-  ...['drivers/gpu/drm', 'drivers/media', 'drivers/staging', 'drivers/net/wireless', 'sound'].map(
+  ...['drivers/gpu/drm/*', 'drivers/media', 'drivers/staging', 'drivers/net/wireless', 'sound'].map(
     (path) => `--exclude=*/${path}/*.[ch]`,
   ),
 ];

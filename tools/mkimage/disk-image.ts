@@ -1,0 +1,113 @@
+/**
+ * The disk image: GPT, the ESP with the UKI, the system partition in slot A, slot B empty. DATA is the node's to add.
+ * The file is sparse: what is empty takes no space.
+ */
+import { type FileHandle, mkdtemp, open, readFile, rm, utimes, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { encodeGpt, type Gpt, gptTailSize } from '../../src/formats/gpt.ts';
+import { diskLayout, partitionAlignmentBytes } from '../../src/storage/disk-layout.ts';
+import { inputHash } from '../host/cache.ts';
+import type { SystemImage } from './system-image.ts';
+import { uuidFrom } from './system-image.ts';
+import { runInToolRoot, type ToolRoot } from './tool-root.ts';
+
+const SECTOR = 512;
+const HOLE_UNIT = 64 * 1024;
+/** FAT has no time before 1980. */
+const FAT_EPOCH = 315_532_800;
+
+export interface DiskImageOptions {
+  path: string;
+  uki: Uint8Array;
+  system: SystemImage;
+  buildTime: number;
+  toolRoot: ToolRoot;
+  signal?: AbortSignal | undefined;
+}
+
+/** Writes the image to `path`. @throws RangeError when the system image is larger than its partition */
+export async function writeDiskImage(options: DiskImageOptions): Promise<Gpt> {
+  const { esp, systemA, systemB } = diskLayout;
+  if (options.system.sizeBytes > systemA.sizeBytes) {
+    throw new RangeError(
+      `cannot make the disk image: the system image has ${options.system.sizeBytes} bytes, its partition ${systemA.sizeBytes}; take files out of image/system/manifest.json`,
+    );
+  }
+  const starts = [esp, systemA, systemB].reduce<number[]>(
+    (all, { sizeBytes }) => [...all, (all.at(-1) ?? 0) + sizeBytes],
+    [partitionAlignmentBytes],
+  );
+  const end = starts.at(-1) ?? 0;
+  const diskBytes = end + Math.ceil(gptTailSize(SECTOR) / partitionAlignmentBytes) * partitionAlignmentBytes;
+  const ids = [
+    inputHash('esp', options.system.rootHash),
+    options.system.rootHash,
+    inputHash('slot b', options.system.rootHash),
+  ];
+  const gpt: Gpt = {
+    diskGuid: uuidFrom(inputHash('disk', options.system.rootHash)),
+    sectorSize: SECTOR,
+    diskSectors: diskBytes / SECTOR,
+    partitions: [esp, systemA, systemB].map(({ number, name, typeGuid, sizeBytes }, index) => ({
+      number,
+      name,
+      typeGuid,
+      uniqueGuid: uuidFrom(ids[index] ?? ''),
+      startLba: (starts[index] ?? 0) / SECTOR,
+      endLba: ((starts[index] ?? 0) + sizeBytes) / SECTOR - 1,
+      attributes: 0n,
+    })),
+  };
+  await using file = await open(options.path, 'wx');
+  await file.truncate(diskBytes);
+  for (const { offset, bytes } of encodeGpt(gpt)) await file.write(bytes, 0, bytes.length, offset);
+  await writeSparse(file, await readFile(options.system.path), starts[1] ?? 0);
+  await writeEsp(file, options, starts[0] ?? 0);
+  return gpt;
+}
+
+async function writeEsp(file: FileHandle, options: DiskImageOptions, offset: number): Promise<void> {
+  const { toolRoot, signal, buildTime } = options;
+  const directory = await mkdtemp(`${options.path}.esp-`);
+  try {
+    await writeFile(join(directory, 'uki'), options.uki);
+    await using esp = await open(join(directory, 'esp'), 'w');
+    await esp.truncate(diskLayout.esp.sizeBytes);
+    // mtools takes a file's time from the source, and a directory's from SOURCE_DATE_EPOCH.
+    const time = new Date(Math.max(buildTime, FAT_EPOCH) * 1000);
+    await utimes(join(directory, 'uki'), time, time);
+    const environment = { SOURCE_DATE_EPOCH: String(Math.max(buildTime, FAT_EPOCH)), MTOOLS_SKIP_CHECK: '1' };
+    const volumeId = options.system.rootHash.slice(0, 8);
+    const script = [
+      `mkfs.vfat --invariant -F 32 -S ${SECTOR} -s 1 -i ${volumeId} -n ESP /work/esp`,
+      'mmd -i /work/esp ::/EFI ::/EFI/BOOT ::/EFI/ashlar',
+      'mcopy -m -i /work/esp /work/uki ::/EFI/BOOT/BOOTX64.EFI',
+      'mcopy -m -i /work/esp /work/uki ::/EFI/ashlar/a.efi',
+    ].join(' && ');
+    await runInToolRoot(toolRoot, 'sh', ['-c', script], {
+      binds: [{ source: directory, target: '/work', writable: true }],
+      env: environment,
+      signal,
+    });
+    await writeSparse(file, await readFile(join(directory, 'esp')), offset);
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+/** Writes what is not zero; the rest of the file is a hole already. */
+async function writeSparse(file: FileHandle, bytes: Buffer, offset: number): Promise<void> {
+  const zeros = Buffer.alloc(HOLE_UNIT);
+  let start = 0;
+  const flush = async (end: number) => {
+    if (end > start) await file.write(bytes, start, end - start, offset + start);
+  };
+  for (let at = 0; at < bytes.length; at += HOLE_UNIT) {
+    const unit = bytes.subarray(at, at + HOLE_UNIT);
+    if (unit.equals(zeros.subarray(0, unit.length))) {
+      await flush(at);
+      start = at + unit.length;
+    }
+  }
+  await flush(bytes.length);
+}

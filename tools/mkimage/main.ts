@@ -1,0 +1,70 @@
+/** The command `mkimage`. */
+import { relative } from 'node:path';
+import { command, commandGroup, runCommandLine } from '../host/command-line.ts';
+import { buildImage } from './build.ts';
+import { inspectCommand } from './inspect.ts';
+import { keysCommands } from './keys.ts';
+import { LOCK_FILE, lockPackages, writePackageLock } from './packages.ts';
+
+const mirror = {
+  type: 'string',
+  value: 'URI',
+  summary: "base of Debian's archive, as in http://HOST/debian; otherwise the one that this host's apt uses",
+} as const;
+
+const build = command({
+  name: 'build',
+  summary: 'Build, sign and measure an image',
+  options: {
+    out: { type: 'string', value: 'DIR', default: 'out', summary: 'where the image goes' },
+    keys: {
+      type: 'string',
+      value: 'DIR',
+      summary: 'keys to sign with; otherwise development keys, never to be shipped',
+    },
+    mirror,
+    'allow-drift': {
+      type: 'boolean',
+      summary: 'where the mirror no longer has a locked version, take the newest; the manifest records it',
+    },
+    jobs: { type: 'integer', value: 'N', minimum: 1, short: 'j', summary: "parallel jobs of the kernel's build" },
+    json: { type: 'boolean', summary: 'print the paths and the time of each stage as JSON' },
+  },
+  run: async ({ out, keys, mirror, jobs, json, 'allow-drift': allowDrift }, { progress, print, signal }) => {
+    const image = await buildImage({ outDir: out, keysDir: keys, allowDrift, mirror, jobs, progress, signal });
+    if (json) {
+      print(JSON.stringify(image, undefined, 2));
+      return;
+    }
+    for (const path of [image.uki, image.systemImage, image.diskImage, image.measurements, image.manifest]) {
+      print(relative('.', path));
+    }
+    const total = Object.values(image.timings).reduce((sum, value) => sum + value, 0);
+    const slowest = Object.entries(image.timings).sort(([, a], [, b]) => b - a);
+    progress.note(
+      `${(total / 1000).toFixed(1)} s: ${slowest.map(([stage, ms]) => `${stage} ${(ms / 1000).toFixed(1)}`).join(', ')}`,
+    );
+  },
+});
+
+const lock = command({
+  name: 'lock',
+  summary: 'Resolve image/packages.json to exact files and write image/lock.json',
+  options: { mirror },
+  run: async ({ mirror }, { progress, print, signal }) => {
+    const resolved = await lockPackages({ progress, mirror, signal });
+    const { changed } = await writePackageLock(resolved);
+    const bytes = resolved.packages.reduce((sum, { size }) => sum + size, 0);
+    const what = `${resolved.packages.length} packages, ${(bytes / 1e6).toFixed(0)} MB`;
+    print(changed ? `wrote ${relative('.', LOCK_FILE)}: ${what}` : `nothing changed: ${what}`);
+  },
+});
+
+process.exitCode = await runCommandLine(
+  commandGroup({
+    name: 'mkimage',
+    summary: 'Builds, signs, measures and inspects Ashlar images',
+    commands: [build, lock, keysCommands, inspectCommand],
+  }),
+  process.argv.slice(2),
+);
