@@ -4,7 +4,6 @@
  */
 import { rm } from 'node:fs/promises';
 import { loadavg } from 'node:os';
-import { join } from 'node:path';
 import { bootTimeline, nodeConsole, type TimelineEntry } from '../qemu-tests/lab/node-console.ts';
 import { createMachine, type Machine, type MachineOptions } from '../qemu-tests/machine/machine.ts';
 import { formatSpread, type Spread, spread } from './statistics.ts';
@@ -49,15 +48,14 @@ async function boot(machine: Machine, kind: BootRun['boot']): Promise<BootRun> {
 
 /** `count` pairs of a first and a later boot. */
 export async function benchBoot(
-  machineOptions: (directory: string) => MachineOptions,
-  directory: string,
+  machineOptions: (name: string) => MachineOptions,
   count: number,
-  report: (done: number) => void,
+  report: (fraction: number) => void,
 ): Promise<BootRun[]> {
   const runs: BootRun[] = [];
   for (let index = 0; index < count; index++) {
     report(index / count);
-    runs.push(...(await bootTwice(machineOptions(join(directory, `boot-${index}`)))));
+    runs.push(...(await bootTwice(machineOptions(`boot-${index}`))));
   }
   return runs;
 }
