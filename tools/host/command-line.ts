@@ -173,7 +173,7 @@ export async function runCommandLine(
         signal,
         progress: createProgress({ stream: output.stderr }),
         positionals,
-        print: (line) => output.stdout.write(`${line}\n`),
+        print: (line) => void output.stdout.write(`${line}\n`),
       }),
     );
   } catch (error) {
