@@ -45,7 +45,7 @@ function adviceFor(
     return `${server} is not of this context's cluster (its certificate is from another authority); check the endpoint; ${wayOut}`;
   }
   if (says(/altnames/)) return `another server answers there than ${server}; check the endpoint or its override`;
-  if (says(/alert|ECONNRESET|socket hang up|socket disconnected|Connection dropped|EPIPE/i)) {
+  if (says(/alert|ECONNRESET|socket hang up|socket disconnected|Connection dropped|EPIPE|Failed to connect \(/i)) {
     return `it ended the TLS handshake: it does not accept ${credential}, or its clock is far off; ${wayOut}`;
   }
   if (code === 'UNAUTHENTICATED') return `${details}; compare the clocks of both; ${wayOut}`;

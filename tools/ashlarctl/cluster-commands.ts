@@ -45,8 +45,8 @@ const prepare = command({
       '  owner.key     whoever has it owns the cluster; it is needed only to certify operators',
       '  recovery.key  opens the data of a node whose TPM will not; best kept offline',
       '',
-      'Give the first node node-parameters.json (it holds no secret), boot it, and compare the fingerprint on',
-      'its console:',
+      'Boot the first node with node-parameters.json (it holds no secret). Its console shows a fingerprint;',
+      'with it, own the cluster:',
       `  ashlarctl cluster take-ownership --endpoint HOST:7400 --fingerprint SHA256:… --owner ${values.directory}`,
     ])
       print(line);

@@ -1,0 +1,459 @@
+import assert from 'node:assert/strict';
+import { createPrivateKey, createPublicKey, X509Certificate } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Writable } from 'node:stream';
+import { after, before, describe, test } from 'node:test';
+import tls from 'node:tls';
+import { runAgent } from '../../src/agent/agent.ts';
+import { runCurator } from '../../src/curator/curator.ts';
+import { findEtcd, NO_ETCD, startEtcd, type TestEtcd } from '../../src/curator/etcd-for-tests.ts';
+import { decodeNodeParameters } from '../../src/formats/node-parameters.ts';
+import { type InitService, startInitServer } from '../../src/init/init-server.ts';
+import { testAuthority, testIdentity, testNode, testOperator } from '../../src/rpc/certificates-for-tests.ts';
+import { CURATOR_SERVER_NAME, certificateFingerprint, nodeIdOf } from '../../src/rpc/tls-names.ts';
+import { runCommandLine } from '../host/command-line.ts';
+import { ashlarctl } from './commands.ts';
+import { type Context, openContexts } from './contexts.ts';
+
+const quiet = { debug() {}, info() {}, warning() {}, error() {} };
+
+interface Outcome {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs the command line as a person would, but for the process. */
+async function run(...argv: string[]): Promise<Outcome> {
+  const captured = { stdout: '', stderr: '' };
+  const stream = (name: 'stdout' | 'stderr') =>
+    new Writable({
+      write(chunk: Buffer, _encoding, callback) {
+        captured[name] += chunk.toString();
+        callback();
+      },
+    });
+  const code = await runCommandLine(ashlarctl, argv, {
+    stdout: stream('stdout'),
+    stderr: stream('stderr') as unknown as NodeJS.WriteStream,
+  });
+  return { code, ...captured };
+}
+
+async function runWell(...argv: string[]): Promise<string> {
+  const outcome = await run(...argv);
+  assert.equal(outcome.code, 0, outcome.stderr);
+  for (const line of outcome.stdout.split('\n')) {
+    // A command to copy is whole, whatever its length.
+    const isFree = argv.includes('--json') || line.startsWith('  ashlarctl ');
+    assert.ok(isFree || line.length <= 100, `${line.length} columns: ${line}`);
+  }
+  return outcome.stdout;
+}
+
+async function runBadly(pattern: RegExp, ...argv: string[]): Promise<string> {
+  const outcome = await run(...argv);
+  assert.equal(outcome.code, 1, outcome.stdout);
+  assert.match(outcome.stderr, pattern);
+  return outcome.stderr;
+}
+
+let home: string;
+before(async () => {
+  home = await mkdtemp(join(tmpdir(), 'ashlarctl-'));
+  process.env.XDG_CONFIG_HOME = join(home, 'config');
+});
+after(() => rm(home, { recursive: true }));
+
+describe('cluster prepare', () => {
+  test('makes keys that fit, private files that are private, and parameters that the node reads', async () => {
+    const directory = join(home, 'new', 'owner');
+    const shown = await runWell('cluster', 'prepare', directory, '--time-server', '192.0.2.1', '--without-tpm');
+    assert.match(shown, /owner\.key/);
+    assert.doesNotMatch(shown, /PRIVATE/);
+    const mode = async (file: string) => (await stat(join(directory, file))).mode & 0o777;
+    assert.deepEqual(await Promise.all(['', 'owner.key', 'recovery.key'].map(mode)), [0o700, 0o600, 0o600]);
+    const read = (file: string) => readFile(join(directory, file), 'utf8');
+    const owner = new X509Certificate(await read('owner.crt'));
+    assert.ok(owner.checkPrivateKey(createPrivateKey(await read('owner.key'))));
+    const recovery = createPrivateKey(await read('recovery.key'));
+    assert.equal(recovery.asymmetricKeyDetails?.modulusLength, 3072);
+    const parameters = decodeNodeParameters(await readFile(join(directory, 'node-parameters.json')));
+    assert.equal(parameters.cluster.bootstrap.ownerCertificatePem.trim(), owner.toString().trim());
+    assert.ok(createPublicKey(parameters.recovery.publicKeyPem).equals(createPublicKey(recovery)));
+    assert.deepEqual([parameters.time?.servers, parameters.tpm?.required], [['192.0.2.1'], false]);
+  });
+
+  test('refuses a directory with anything in it, and leaves it and its neighbours as they were', async () => {
+    const directory = join(home, 'taken');
+    await mkdir(directory);
+    await writeFile(join(directory, 'mine'), 'x');
+    const neighbours = await readdir(home);
+    await runBadly(/has mine in it already/, 'cluster', 'prepare', directory);
+    assert.deepEqual(await readdir(directory), ['mine']);
+    assert.deepEqual(await readdir(home), neighbours);
+  });
+});
+
+describe('first contact', () => {
+  test('a wrong fingerprint is refused before anything is sent, and both are shown', async () => {
+    const owner = join(home, 'first-contact');
+    await runWell('cluster', 'prepare', owner);
+    const server = testIdentity({ name: { commonName: 'curator' }, dnsNames: [CURATOR_SERVER_NAME] });
+    const seen = { bytes: 0, certificates: 0, connections: 0 };
+    const impostor = tls.createServer(
+      {
+        cert: server.certificatePem,
+        key: server.privateKeyPem,
+        requestCert: true,
+        rejectUnauthorized: false,
+        ALPNProtocols: ['h2'],
+      },
+      (socket) => {
+        seen.connections += 1;
+        if (socket.getPeerX509Certificate() !== undefined) {
+          seen.certificates += 1;
+          socket.destroy();
+        }
+        socket.on('data', (chunk: Buffer) => {
+          seen.bytes += chunk.length;
+        });
+        socket.on('error', () => undefined);
+      },
+    );
+    impostor.listen(0, '127.0.0.1');
+    await once(impostor, 'listening');
+    const { port } = impostor.address() as { port: number };
+    const expected = `SHA256:${'A'.repeat(43)}`;
+    const actual = certificateFingerprint(server.certificate);
+    const take = (fingerprint: string) => [
+      'cluster',
+      'take-ownership',
+      '--endpoint',
+      `127.0.0.1:${port}`,
+      '--fingerprint',
+      fingerprint,
+      '--owner',
+      owner,
+    ];
+    const message = await runBadly(/nothing was sent/, ...take(expected));
+    assert.ok(message.includes(expected) && message.includes(actual), message);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    assert.deepEqual({ bytes: seen.bytes, certificates: seen.certificates }, { bytes: 0, certificates: 0 });
+    assert.ok(seen.connections <= 1);
+    assert.deepEqual(await openContexts().list(), []);
+    // The check is not blind: with the right fingerprint the owner's certificate is shown.
+    await run(...take(actual));
+    assert.ok(seen.certificates > 0);
+    impostor.close();
+  });
+
+  test('a fingerprint of another form, an endpoint without a port and a port without a server are explained', async () => {
+    const owner = join(home, 'explained');
+    await runWell('cluster', 'prepare', owner);
+    const take = (endpoint: string, fingerprint: string) => [
+      'cluster',
+      'take-ownership',
+      '--endpoint',
+      endpoint,
+      '--fingerprint',
+      fingerprint,
+      '--owner',
+      owner,
+    ];
+    const right = `SHA256:${'A'.repeat(43)}`;
+    await runBadly(/as the console of the node shows it/, ...take('127.0.0.1:1', 'ab:cd'));
+    await runBadly(/give HOST:PORT/, ...take('127.0.0.1', right));
+    await runBadly(/connection refused.*console says "ready"/, ...take('127.0.0.1:1', right));
+    await runBadly(/--owner names the directory/, ...take('127.0.0.1:1', right).slice(0, -1), join(home, 'nowhere'));
+  });
+});
+
+describe('contexts', () => {
+  const authority = testAuthority();
+  const context = (days: readonly [number, number]): Context => {
+    const operator = testOperator(authority, { fromDays: days[0], toDays: days[1] });
+    return {
+      version: 1,
+      clusterId: 'cluster-1',
+      endpoint: '127.0.0.1:1',
+      authorityPem: authority.certificatePem,
+      operator: { name: 'ada', certificatePem: operator.certificatePem, privateKeyPem: operator.privateKeyPem },
+      nodeEndpoints: {},
+    };
+  };
+
+  test('a context is private, never shows its key, and is forgotten when removed', async () => {
+    const store = openContexts();
+    await store.write('lab', context([-1, 1]));
+    await runWell('context', 'use', 'lab');
+    assert.equal((await stat(join(home, 'config/ashlar/contexts/lab.json'))).mode & 0o777, 0o600);
+    for (const argv of [
+      ['context', 'show'],
+      ['context', 'show', 'lab', '--json'],
+      ['context', 'list', '--json'],
+    ]) {
+      const shown = await runWell(...argv);
+      assert.match(shown, /cluster-1/);
+      assert.doesNotMatch(shown, /PRIVATE/);
+    }
+    await runWell('context', 'set', '--endpoint-override', '*=127.0.0.1:9', '--endpoint', '127.0.0.1:2');
+    assert.deepEqual({ ...(await store.read('lab'))?.nodeEndpoints }, { '*': '127.0.0.1:9' });
+    await runBadly(/whole node ID/, 'context', 'set', '--endpoint-override', 'node-1=127.0.0.1:9');
+    await runWell('context', 'remove', 'lab');
+    assert.deepEqual(await readdir(join(home, 'config/ashlar/contexts')), []);
+    await runBadly(/there is no context yet/, 'node', 'list');
+  });
+
+  test('an expired operator certificate, or a clock that is behind, is said before anything is tried', async () => {
+    await openContexts().write('old', context([-3, -1]));
+    await runBadly(
+      /expired at .*take-ownership --context old --endpoint 127.0.0.1:1/,
+      'node',
+      'list',
+      '--context',
+      'old',
+    );
+    await openContexts().write('early', context([1, 3]));
+    await runBadly(/this machine's clock says .*set the clock/, 'node', 'list', '--context', 'early');
+  });
+
+  test('a name that would leave the directory is refused, and a damaged context says how to go on', async () => {
+    await runBadly(/take letters, digits/, 'context', 'use', '../x');
+    await writeFile(join(home, 'config/ashlar/contexts/broken.json'), '{"version":1,"clusterID":""}');
+    await runBadly(/clusterID is not a key.*context remove broken/, 'node', 'list', '--context', 'broken');
+    await runWell('context', 'remove', 'broken');
+  });
+});
+
+const etcdBinary = await findEtcd();
+describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false }, () => {
+  const node = testNode();
+  const nodeId = nodeIdOf(node.certificate.publicKey);
+  const serving = testIdentity({ name: { commonName: 'curator' } });
+  const fingerprint = certificateFingerprint(serving.certificate);
+  const stopped: string[] = [];
+  let etcd: TestEtcd;
+  let endpoint: string;
+  let nodeEndpoint: string;
+  let owner: string;
+  let stopCurator: () => Promise<void>;
+  const running = new AsyncDisposableStack();
+
+  before(async () => {
+    etcd = running.use(await startEtcd(etcdBinary ?? ''));
+    owner = join(home, 'owner-of-one');
+    await runWell('cluster', 'prepare', owner);
+    const initSocket = join(home, 'init.sock');
+    running.use(
+      await startInitServer({
+        path: initSocket,
+        service: initService(nodeId, stopped),
+        log: quiet,
+        gid: process.getgid?.() ?? 0,
+      }),
+    );
+    const curatorAbort = new AbortController();
+    const curatorPort = Promise.withResolvers<number>();
+    const curator = runCurator({
+      config: {
+        nodeId,
+        ownerCertificatePem: await readFile(join(owner, 'owner.crt'), 'utf8'),
+        nodeCertificatePem: node.certificatePem,
+        listen: '127.0.0.1:0',
+        etcd: etcd.options.address,
+        version: '0.0.0-test',
+      },
+      keys: { servingKeyPem: serving.privateKeyPem, etcd: etcd.options },
+      log: quiet,
+      signal: curatorAbort.signal,
+      onServing: curatorPort.resolve,
+    });
+    stopCurator = async () => {
+      curatorAbort.abort();
+      await curator;
+    };
+    running.defer(stopCurator);
+    endpoint = `127.0.0.1:${await curatorPort.promise}`;
+    const agentAbort = new AbortController();
+    const agentPort = Promise.withResolvers<number>();
+    await mkdir(join(home, 'agent/tls'), { recursive: true });
+    const agent = runAgent({
+      config: {
+        nodeId,
+        listen: '127.0.0.1:0',
+        curator: endpoint,
+        curatorSpkiSha256: fingerprint,
+        initSocket,
+        version: '0.0.0-test',
+        roles: ['control'],
+      },
+      keys: node,
+      dataDirectory: join(home, 'agent'),
+      log: quiet,
+      signal: agentAbort.signal,
+      onServing: agentPort.resolve,
+    });
+    running.defer(async () => {
+      agentAbort.abort();
+      await agent;
+    });
+    nodeEndpoint = `127.0.0.1:${await agentPort.promise}`;
+  });
+  after(() => running.disposeAsync());
+
+  const own = (...more: string[]) =>
+    runWell(
+      ...['cluster', 'take-ownership', '--endpoint', endpoint, '--fingerprint', fingerprint, '--owner', owner],
+      ...more,
+    );
+
+  test('the owner takes ownership, twice, and the context keeps what was set', async () => {
+    assert.match(await own('--operator', 'ada', '--endpoint-override', `*=${nodeEndpoint}`), /now the current one/);
+    const first = await openContexts().read('default');
+    const again = JSON.parse(await own('--operator', 'ada', '--json'));
+    const second = await openContexts().read('default');
+    assert.equal(again.clusterId, first?.clusterId);
+    assert.notEqual(first?.operator.certificatePem, second?.operator.certificatePem);
+    assert.deepEqual({ ...second?.nodeEndpoints }, { '*': nodeEndpoint });
+  });
+
+  test('someone else cannot take ownership', async () => {
+    const other = join(home, 'other-owner');
+    await runWell('cluster', 'prepare', other);
+    await runBadly(
+      /does not accept the owner's certificate in .*other-owner/,
+      ...['cluster', 'take-ownership', '--endpoint', endpoint, '--fingerprint', fingerprint, '--owner', other],
+    );
+  });
+
+  test('a context of another cluster is not overwritten', async () => {
+    const context = await openContexts().read('default');
+    assert.ok(context !== undefined);
+    await openContexts().write('other', { ...context, clusterId: 'cluster-other' });
+    await runBadly(
+      /context other is of cluster-other/,
+      ...['cluster', 'take-ownership', '--endpoint', endpoint, '--fingerprint', fingerprint, '--owner', owner],
+      ...['--context', 'other'],
+    );
+    assert.equal((await openContexts().read('other'))?.clusterId, 'cluster-other');
+  });
+
+  test('a server of another authority is named as such', async () => {
+    const context = await openContexts().read('default');
+    assert.ok(context !== undefined);
+    await openContexts().write('foreign', { ...context, authorityPem: testAuthority().certificatePem });
+    await runBadly(/not of this context's cluster/, 'node', 'list', '--context', 'foreign');
+  });
+
+  test('status and list show the node', async () => {
+    await until(async () => /1 UP/.test(await runWell('cluster', 'status')));
+    const { nodes, etcd: store } = JSON.parse(await runWell('cluster', 'status', '--json'));
+    assert.deepEqual(nodes, { UP: 1 });
+    assert.match(store.version, /^3\./);
+    assert.match(
+      await runWell('node', 'list'),
+      new RegExp(`^NODE .*\\n${nodeId}  UP .*1/2 .*10\\.0\\.2\\.15 \\+1\\n$`),
+    );
+    const [listed] = JSON.parse(await runWell('node', 'list', '--json'));
+    assert.deepEqual(
+      [listed.id, listed.state, listed.roles, listed.pcrs['11'], listed.services],
+      [
+        nodeId,
+        'UP',
+        ['control'],
+        'ab'.repeat(32),
+        [
+          { name: 'etcd', state: 'HEALTHY', inStateMs: 90_000, restarts: 0, healthy: true, lastExit: '' },
+          { name: 'chrony', state: 'BACKOFF', inStateMs: 20, restarts: 3, healthy: false, lastExit: 'x'.repeat(200) },
+        ],
+      ],
+    );
+  });
+
+  test('a node is found by the beginning of its ID; describe, services and logs come from the node itself', async () => {
+    const short = nodeId.slice('node-'.length, 'node-'.length + 4);
+    assert.match(await runWell('node', 'describe', short), /Secure Boot {2}enabled/);
+    assert.equal(JSON.parse(await runWell('node', 'describe', short, '--json')).tpm, 'ready');
+    assert.match(await runWell('node', 'services', short), /chrony {3}BACKOFF {2}0 s .*x…$/m);
+    assert.equal(JSON.parse(await runWell('node', 'services', nodeId, '--json')).length, 2);
+    const lines = (await run('node', 'logs', short, '--tail', '4')).stdout.trimEnd().split('\n');
+    assert.equal(lines.length, 4);
+    assert.match(lines[0] ?? '', /^2023-11-14 22:13:20\.000 {2}I {2}services\.etcd {2}line 0$/);
+    assert.ok(!(await run('node', 'logs', short)).stdout.includes('\x1b'), 'a control character reached the terminal');
+    const ofService = (await run('node', 'logs', short, '--service', 'etcd', '--tail', '2', '--json')).stdout;
+    assert.deepEqual(
+      ofService
+        .trimEnd()
+        .split('\n')
+        .map((line) => JSON.parse(line).text),
+      ['line 6', 'line 8'],
+    );
+    await runBadly(/no such service, only chrony, etcd/, 'node', 'logs', short, '--service', 'sshd');
+    await runBadly(/no node of that ID/, 'node', 'services', 'zz');
+  });
+
+  test('the event log is written to a file', async () => {
+    const file = join(home, 'event.log');
+    await runWell('node', 'event-log', nodeId, '--out', file);
+    assert.deepEqual([...(await readFile(file))], [1, 2, 3]);
+  });
+
+  test('reboot and poweroff reach init with reason and operator', async () => {
+    await runWell('node', 'reboot', nodeId, '--reason', 'new kernel');
+    await runWell('node', 'poweroff', nodeId, '--json');
+    assert.deepEqual(stopped, ['reboot: new kernel (operator ada)', 'poweroff: asked for by ashlarctl (operator ada)']);
+  });
+
+  test('without the control plane a node whose ID and endpoint are known still answers', async () => {
+    await stopCurator();
+    await runBadly(/the cluster API at .*connection refused/, 'node', 'list');
+    assert.match(await runWell('node', 'services', nodeId), /etcd/);
+  });
+});
+
+function initService(nodeId: string, stopped: string[]): InitService {
+  return {
+    status: async () => ({
+      nodeId,
+      version: '0.0.0-test',
+      bootId: 'boot-1',
+      slot: 'A',
+      stage: 'ready',
+      bootTimeMs: Date.now() - 100_000,
+      addresses: ['10.0.2.15/24', 'fec0::2/64'],
+      roles: ['control'],
+      pcrs: { 11: 'ab'.repeat(32) },
+      secureBoot: 'enabled',
+      tpm: 'ready',
+      memory: { totalBytes: 1e9, availableBytes: 5e8 },
+      pid1RssBytes: 5e7,
+      timeline: [{ stage: 'init.stage1: start', atMs: 12.5 }],
+      data: { state: 'open', createdThisBoot: true },
+    }),
+    services: async () => [
+      { name: 'etcd', state: 'HEALTHY', sinceMs: 90_000, restarts: 0, lastExit: '', healthy: true },
+      { name: 'chrony', state: 'BACKOFF', sinceMs: 20, restarts: 3, lastExit: 'x'.repeat(200), healthy: false },
+    ],
+    async *logs({ tail = 1000 }) {
+      for (let index = 0; index < Math.min(tail, 10); index++) {
+        const name = index % 2 === 0 ? 'services.etcd' : 'init.data';
+        const text = `line ${index}${index === 9 ? '\x1b[31m' : ''}`;
+        yield { name, severity: 'INFO' as const, atMs: index, wallMs: 1_700_000_000_000, text };
+      }
+    },
+    eventLog: async () => Uint8Array.of(1, 2, 3),
+    stop: (action, reason) => stopped.push(`${action}: ${reason}`),
+  };
+}
+
+async function until(check: () => Promise<boolean>): Promise<void> {
+  const deadline = Date.now() + 15_000;
+  while (!(await check())) {
+    assert.ok(Date.now() < deadline, 'it did not happen within 15 s');
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
