@@ -393,7 +393,7 @@ describe('node API', () => {
     await client.getStatus({});
     await assert.rejects(readAll(client.streamLogs({ follow: true })), withCode('RESOURCE_EXHAUSTED'));
     abort.abort();
-    await Promise.all(firsts.map((iterator) => iterator.return?.()));
+    for (const iterator of firsts) await iterator.return?.();
     await until(() =>
       readAll(client.streamLogs({ tail: 1 })).then(
         () => true,

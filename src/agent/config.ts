@@ -32,7 +32,7 @@ export async function readAgentConfig(path: string): Promise<AgentConfig> {
   try {
     return agentConfig(JSON.parse(await readFile(path, 'utf8')), '');
   } catch (cause) {
-    throw new Error(`cannot use ${path}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+    throw new Error(`cannot use ${path}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
   }
 }
 

@@ -30,7 +30,7 @@ export async function readCuratorConfig(path: string): Promise<CuratorConfig> {
   try {
     return curatorConfig(JSON.parse(await readFile(path, 'utf8')), '');
   } catch (cause) {
-    throw new Error(`cannot use ${path}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+    throw new Error(`cannot use ${path}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
   }
 }
 

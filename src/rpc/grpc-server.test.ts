@@ -252,7 +252,7 @@ describe('permissions', () => {
 });
 
 describe('the handshake', () => {
-  const refused = (name: string, identity: TestIdentity | undefined, reason: RegExp) =>
+  const refused = (name: string, identity: TestIdentity | undefined, reason: RegExp) => {
     test(`${name} is refused before HTTP/2 begins`, async () => {
       await using f = await fixture();
       using channel = f.connect(identity);
@@ -265,6 +265,7 @@ describe('the handshake', () => {
       assert.deepEqual(f.seen, []);
       await eventually(() => f.lines.some((line) => reason.test(line)));
     });
+  };
   refused('no certificate', undefined, /PEER_DID_NOT_RETURN_A_CERTIFICATE/);
   refused('a self-signed certificate', testNode(), /DEPTH_ZERO_SELF_SIGNED_CERT/);
   refused("a foreign authority's certificate", testOperator(testAuthority('foreign')), /UNABLE_TO_/);

@@ -144,7 +144,7 @@ class TlsFront implements GrpcServer {
       await once(front.#tls, 'listening');
     } catch (error) {
       await front.close(0);
-      throw new Error(`cannot listen on ${options.listen}: ${error instanceof Error ? error.message : error}`, {
+      throw new Error(`cannot listen on ${options.listen}: ${error instanceof Error ? error.message : String(error)}`, {
         cause: error,
       });
     }

@@ -353,7 +353,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     await until(async () => /1 UP/.test(await runWell('cluster', 'status')));
     const { nodes, etcd: store } = JSON.parse(await runWell('cluster', 'status', '--json'));
     assert.deepEqual(nodes, { UP: 1 });
-    assert.match(store.version, /^3\./);
+    assert.match(String(store.version), /^3\./);
     assert.match(
       await runWell('node', 'list'),
       new RegExp(`^NODE .*\\n${nodeId}  UP .*1/2 .*10\\.0\\.2\\.15 \\+1\\n$`),

@@ -61,7 +61,7 @@ export function openContexts(directory: string = xdgConfigDirectory()): ContextS
         return contextFile(JSON.parse(content), '');
       } catch (cause) {
         throw new Error(
-          `cannot read context ${name}: ${cause instanceof Error ? cause.message : cause}; remove it with: ashlarctl context remove ${name}`,
+          `cannot read context ${name}: ${cause instanceof Error ? cause.message : String(cause)}; remove it with: ashlarctl context remove ${name}`,
           { cause },
         );
       }
