@@ -50,8 +50,9 @@ function processor(accelerator: Accelerator): string[] {
   // SMM, because the firmware keeps its variables, and so Secure Boot, out of the system's reach only with it.
   const machine = ['-machine', 'q35,smm=on'];
   if (accelerator === 'kvm') return [...machine, '-accel', 'kvm', '-cpu', 'host'];
-  // QEMU 7.2's emulation of cmpxchg16b corrupted a guest kernel's flags now and then.
-  return [...machine, '-accel', 'tcg,thread=multi', '-cpu', 'max,cx16=off'];
+  // cx16: QEMU 7.2's emulation of cmpxchg16b corrupted a guest kernel's flags now and then. erms, fsrm: with them a kernel
+  // clears and copies pages by `rep stosb`, which TCG carries out byte by byte.
+  return [...machine, '-accel', 'tcg,thread=multi', '-cpu', 'max,cx16=off,erms=off,fsrm=off'];
 }
 
 function firmware(hardware: MachineHardware): string[] {
