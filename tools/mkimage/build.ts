@@ -117,7 +117,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
     buildSystemImage({ entries: systemEntries, toolRoot, buildTime, progress, signal }),
   );
   const osRelease = osReleaseText(version);
-  const { path: _path, sizeBytes: _size, ...verity } = system;
+  const { path: _path, sizeBytes: _size, sha256: systemSha256, ...verity } = system;
   const description = {
     version,
     buildTime,
@@ -193,7 +193,12 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
       files: { system: systemEntries.map(manifestFile), initramfs: initramfs.entries.map(manifestFile) },
     };
     await writeFile(join(temporary, 'manifest.json'), `${JSON.stringify(manifest, undefined, 1)}\n`);
-    await timed('sums', () => publish(temporary, outDir));
+    await timed('sums', () =>
+      publish(temporary, outDir, {
+        [`${name}.efi`]: createHash('sha256').update(uki).digest('hex'),
+        [`${name}.system.img`]: systemSha256,
+      }),
+    );
     const path = (fileName: string) => join(outDir, fileName);
     return {
       version,
@@ -210,9 +215,11 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
 }
 
 /** Each file appears whole; SHA256SUMS last, so whoever finds it finds what it names. */
-async function publish(temporary: string, outDir: string): Promise<void> {
+async function publish(temporary: string, outDir: string, known: Readonly<Record<string, string>>): Promise<void> {
   const names = (await readdir(temporary)).sort();
-  const sums = await Promise.all(names.map(async (name) => `${await fileSha256(join(temporary, name))}  ${name}\n`));
+  const sums = await Promise.all(
+    names.map(async (name) => `${known[name] ?? (await fileSha256(join(temporary, name)))}  ${name}\n`),
+  );
   await writeFile(join(temporary, 'SHA256SUMS'), sums.join(''));
   await rm(join(outDir, 'SHA256SUMS'), { force: true });
   for (const name of [...names, 'SHA256SUMS']) await rename(join(temporary, name), join(outDir, name));

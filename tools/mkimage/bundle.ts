@@ -63,13 +63,18 @@ export async function bundleLoader(): Promise<string> {
   return (await bundle('loader.js', 'src/init/loader.ts')).code;
 }
 
-/** The executable runs with --disallow-code-generation-from-strings: such code would fail on the node, late. */
+/**
+ * The executable runs with --disallow-code-generation-from-strings, and its loader gives bundles no import(): such code
+ * would fail on the node, late.
+ */
 export function refuseDynamicCode(name: string, code: string): void {
   // Not as a method: `x.eval(` is another function.
-  const found = /(?<![\w$.])eval\s*\(|\bnew\s+Function\s*\(|(?<![\w$.])Function\s*\(\s*["'`]/.exec(code);
+  const found = /(?<![\w$.])(?:eval|import)\s*\(|\bnew\s+Function\s*\(|(?<![\w$.])Function\s*\(\s*["'`]/.exec(code);
   if (found === null) return;
   const around = code.slice(Math.max(0, found.index - 60), found.index + 60).replaceAll('\n', ' ');
-  throw new Error(`cannot use ${name}: it makes code from strings, which the node refuses, at …${around}…`);
+  throw new Error(
+    `cannot use ${name}: it makes code from strings or imports at run time, which the node refuses, at …${around}…`,
+  );
 }
 
 function refuseHostPaths(name: string, code: string): void {

@@ -3,6 +3,7 @@
  * The file is sparse: what is empty takes no space.
  */
 import { type FileHandle, mkdtemp, open, readFile, rm, utimes, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { encodeGpt, type Gpt, gptTailSize } from '../../src/formats/gpt.ts';
 import { diskLayout, partitionAlignmentBytes } from '../../src/storage/disk-layout.ts';
@@ -62,34 +63,36 @@ export async function writeDiskImage(options: DiskImageOptions): Promise<Gpt> {
   await file.truncate(diskBytes);
   for (const { offset, bytes } of encodeGpt(gpt)) await file.write(bytes, 0, bytes.length, offset);
   await writeSparse(file, await readFile(options.system.path), starts[1] ?? 0);
-  await writeEsp(file, options, starts[0] ?? 0);
+  await writeEsp(options, starts[0] ?? 0);
   return gpt;
 }
 
-async function writeEsp(file: FileHandle, options: DiskImageOptions, offset: number): Promise<void> {
+/** Makes the FAT file system where it is to be, inside the disk image. */
+async function writeEsp(options: DiskImageOptions, offset: number): Promise<void> {
   const { toolRoot, signal, buildTime } = options;
-  const directory = await mkdtemp(`${options.path}.esp-`);
+  const directory = await mkdtemp(join(tmpdir(), 'ashlar-esp-'));
   try {
-    await writeFile(join(directory, 'uki'), options.uki);
-    await using esp = await open(join(directory, 'esp'), 'w');
-    await esp.truncate(diskLayout.esp.sizeBytes);
-    // mtools takes a file's time from the source, and a directory's from SOURCE_DATE_EPOCH.
-    const time = new Date(Math.max(buildTime, FAT_EPOCH) * 1000);
-    await utimes(join(directory, 'uki'), time, time);
-    const environment = { SOURCE_DATE_EPOCH: String(Math.max(buildTime, FAT_EPOCH)), MTOOLS_SKIP_CHECK: '1' };
+    const uki = join(directory, 'uki');
+    await writeFile(uki, options.uki);
+    // A file's time comes from its source, a directory's from SOURCE_DATE_EPOCH.
+    const seconds = Math.max(buildTime, FAT_EPOCH);
+    await utimes(uki, seconds, seconds);
     const volumeId = options.system.rootHash.slice(0, 8);
+    const kibibytes = diskLayout.esp.sizeBytes / 1024;
     const script = [
-      `mkfs.vfat --invariant -F 32 -S ${SECTOR} -s 1 -i ${volumeId} -n ESP /work/esp`,
-      'mmd -i /work/esp ::/EFI ::/EFI/BOOT ::/EFI/ashlar',
-      'mcopy -m -i /work/esp /work/uki ::/EFI/BOOT/BOOTX64.EFI',
-      'mcopy -m -i /work/esp /work/uki ::/EFI/ashlar/a.efi',
+      `mkfs.vfat --invariant -F 32 -S ${SECTOR} -s 1 -i ${volumeId} -n ESP --offset ${offset / SECTOR} /disk ${kibibytes}`,
+      `mmd -i /disk@@${offset} ::/EFI ::/EFI/BOOT ::/EFI/ashlar`,
+      `mcopy -m -i /disk@@${offset} /work/uki ::/EFI/BOOT/BOOTX64.EFI`,
+      `mcopy -m -i /disk@@${offset} /work/uki ::/EFI/ashlar/a.efi`,
     ].join(' && ');
     await runInToolRoot(toolRoot, 'sh', ['-c', script], {
-      binds: [{ source: directory, target: '/work', writable: true }],
-      env: environment,
+      binds: [
+        { source: directory, target: '/work' },
+        { source: options.path, target: '/disk', writable: true },
+      ],
+      env: { SOURCE_DATE_EPOCH: String(seconds), MTOOLS_SKIP_CHECK: '1' },
       signal,
     });
-    await writeSparse(file, await readFile(join(directory, 'esp')), offset);
   } finally {
     await rm(directory, { recursive: true, force: true });
   }

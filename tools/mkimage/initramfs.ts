@@ -7,7 +7,7 @@
  */
 import { createWriteStream } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -27,9 +27,9 @@ export interface Initramfs {
   entries: TreeEntry[];
 }
 
-// The kernel keeps a window's worth of memory while it unpacks: 32 MiB is what a node with 512 MB can spare, and a
-// larger one gains under a percent.
-const ZSTD = ['--ultra', '-22', '--zstd=wlog=25', '--no-progress', '--quiet', '--force', '--single-thread'] as const;
+// The kernel keeps a window's worth of memory while it unpacks: 32 MiB is what a node with 512 MB can spare. Level 22
+// gains 0.3 %, in a third more time. zstd's output is the same for every number of threads.
+const ZSTD = ['-19', '--zstd=wlog=25', '--no-progress', '--quiet', '--force'] as const;
 
 export async function buildInitramfs(options: {
   packages: ImagePackages;
@@ -80,7 +80,7 @@ async function writeCompressed(
   try {
     await writeArchive(join(directory, 'archive'), entries, known);
     await writeFile(output, '');
-    await runInToolRoot(toolRoot, 'zstd', [...ZSTD, '/in/archive', '-o', '/out'], {
+    await runInToolRoot(toolRoot, 'zstd', [...ZSTD, `-T${availableParallelism()}`, '/in/archive', '-o', '/out'], {
       binds: [
         { source: directory, target: '/in' },
         { source: output, target: '/out', writable: true },
