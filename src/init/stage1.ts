@@ -38,7 +38,7 @@ export interface Stage {
 /** Runs stage 1 after /proc, /sys, /dev and /run are mounted. Does not return: execve ends it. */
 export async function runStage1({ console, logStore, log, timeline }: Stage): Promise<void> {
   timeline.reach('init.stage1', 'start');
-  await showPreviousBoot(log);
+  await showPreviousBoot(log, console);
   const watchdogs = armWatchdogs(log);
   const hasTpm = await measurePhase(log);
 
@@ -56,7 +56,7 @@ export async function runStage1({ console, logStore, log, timeline }: Stage): Pr
   throw new Error('cannot start stage 2: execve of /usr/bin/init returned');
 }
 
-async function showPreviousBoot(log: Logger): Promise<void> {
+async function showPreviousBoot(log: Logger, console: Console): Promise<void> {
   try {
     mount({ source: 'pstore', target: '/sys/fs/pstore', type: 'pstore' });
   } catch (error) {
@@ -66,8 +66,10 @@ async function showPreviousBoot(log: Logger): Promise<void> {
   try {
     const end = await takePreviousBootEnd();
     if (end === null) return;
-    for (const line of end.tail) log.info(`previous boot: ${line}`);
     log.error(`previous boot ended in ${end.summary}`);
+    for (const line of end.tail) log.info(`previous boot: ${line}`);
+    // On the console before anything else: what ended that boot may end this one in a moment, too.
+    await console.flush();
   } catch (error) {
     log.warning(`cannot read how the last boot ended: ${String(error)}`);
   } finally {
