@@ -1,0 +1,50 @@
+import assert from 'node:assert/strict';
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import commandLine from '../../image/kernel-command-line.json' with { type: 'json' };
+import { mergeFragments, unmetSymbols } from './kernel.ts';
+
+test('a symbol that kconfig did not take as asked is named with its fragment', () => {
+  const requested = mergeFragments([
+    { name: 'a.config', text: '# why\nCONFIG_KEPT=y\nCONFIG_LOST=y\nCONFIG_TEXT="x"\n# CONFIG_OFF is not set\n' },
+  ]);
+  const config = 'CONFIG_KEPT=y\n# CONFIG_LOST is not set\nCONFIG_TEXT="y"\nCONFIG_OFF=y\n';
+  assert.deepEqual(unmetSymbols(requested, config), [
+    'CONFIG_LOST (a.config): asked for y, got not set',
+    'CONFIG_TEXT (a.config): asked for "x", got "y"',
+    'CONFIG_OFF (a.config): asked for not set, got y',
+  ]);
+});
+
+test('two fragments that set the same symbol are refused', () => {
+  const twice = [
+    { name: 'a.config', text: 'CONFIG_X=y\n' },
+    { name: 'b.config', text: '# CONFIG_X is not set\n' },
+  ];
+  assert.throws(() => mergeFragments(twice), /cannot merge b.config: CONFIG_X is set in a.config already/);
+});
+
+test('a line that is no setting is refused by file and number', () => {
+  const fragments = [{ name: 'a.config', text: 'CONFIG_X=y\nCONFIG_Y = y\n' }];
+  assert.throws(() => mergeFragments(fragments), /cannot read a.config line 2/);
+});
+
+test('every group of settings in image/kernel-config begins with a reason', async () => {
+  const directory = join(import.meta.dirname, '../../image/kernel-config');
+  for (const name of await readdir(directory)) {
+    const text = await readFile(join(directory, name), 'utf8');
+    mergeFragments([{ name, text }]);
+    assert.match(text, /^# /, name);
+  }
+});
+
+test('every word of the kernel command line has a reason, and none comes twice', () => {
+  for (const { word, reason } of commandLine) {
+    assert.match(word, /^[!-~]+$/);
+    assert.ok(reason.length > 10, word);
+  }
+  const repeatable = commandLine.map(({ word }) => word).filter((word) => !word.startsWith('console='));
+  const keys = repeatable.map((word) => word.split('=')[0]);
+  assert.equal(new Set(keys).size, keys.length);
+});
