@@ -24,12 +24,9 @@ const text = (path: string, mode = 0o644, content = 'text'): TreeEntry => ({
 const check = (...entries: TreeEntry[]) => checkTree('tree', entries, createElfReader());
 
 test('a tree of programs, texts and links that lead somewhere passes', async () => {
-  await check({ type: 'directory', path: '/usr', mode: 0o755 }, program('/usr/bin/etcd'), text('/usr/share/a.json'), {
-    type: 'link',
-    path: '/usr/bin/agent',
-    target: 'etcd',
-    mode: 0o777,
-  });
+  const directories = ['/usr', '/usr/bin'].map((path): TreeEntry => ({ type: 'directory', path, mode: 0o755 }));
+  const agent: TreeEntry = { type: 'link', path: '/usr/bin/agent', target: 'etcd', mode: 0o777 };
+  await check(...directories, program('/usr/bin/etcd'), text('/usr/share/a.json'), agent);
 });
 
 for (const name of [
