@@ -10,19 +10,19 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { copyFile, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import packageJson from '../../package.json' with { type: 'json' };
 import { currentPolicyRef } from '../../src/measure/policy.ts';
 import { orderServices, parseServiceManifest } from '../../src/supervisor/service-manifest.ts';
 import { fileSha256 } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
-import packageJson from '../../package.json' with { type: 'json' };
-import kernelCommandLine from '../../image/kernel-command-line.json' with { type: 'json' };
-import { BUNDLES, bundle, type Bundle } from './bundle.ts';
+import { BUNDLES, type Bundle, bundle } from './bundle.ts';
 import { writeDiskImage } from './disk-image.ts';
 import { createElfReader, type TreeEntry } from './file-tree.ts';
 import type { BuiltFiles } from './image-manifest.ts';
 import { openImagePackages } from './image-packages.ts';
 import { buildInitramfs } from './initramfs.ts';
 import { buildKernel } from './kernel.ts';
+import { kernelCommandLine, kernelCommandLineWords } from './kernel-command-line.ts';
 import { developmentKeys, loadKeys } from './keys.ts';
 import { formatMeasurements } from './measurements.ts';
 import { fetchPackages, readPackageLock } from './packages.ts';
@@ -144,13 +144,12 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
   const kernel = await kernelBuilt;
   const stub = packages.find(STUB);
   if (stub === undefined) throw new Error(`cannot build the UKI: systemd-boot-efi has no ${STUB}`);
-  const commandLine = kernelCommandLine.map(({ word }) => word).join(' ');
   const { uki, measurements } = await timed('UKI', async () =>
     assembleUki({
       stub: await readFile(stub.hostPath),
       kernel: await readFile(kernel.bzImage),
       initrd: initramfs.bytes,
-      cmdline: commandLine,
+      cmdline: kernelCommandLine(),
       osRelease,
       uname: kernel.release,
       keys,
@@ -177,7 +176,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
       kernel: {
         release: kernel.release,
         configSha256: await fileSha256(kernel.config),
-        commandLine: kernelCommandLine,
+        commandLine: kernelCommandLineWords,
       },
       system: verity,
       partitions: gpt.partitions.map(({ attributes: _attributes, ...partition }) => partition),

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import commandLine from '../../image/kernel-command-line.json' with { type: 'json' };
 import { mergeFragments, unmetSymbols } from './kernel.ts';
+import { kernelCommandLineFragment } from './kernel-command-line.ts';
 
 test('a symbol that kconfig did not take as asked is named with its fragment', () => {
   const requested = mergeFragments([
@@ -47,4 +48,12 @@ test('every word of the kernel command line has a reason, and none comes twice',
   const repeatable = commandLine.map(({ word }) => word).filter((word) => !word.startsWith('console='));
   const keys = repeatable.map((word) => word.split('=')[0]);
   assert.equal(new Set(keys).size, keys.length);
+});
+
+test('the command line is compiled in as the only one, and one that would break the configuration is refused', () => {
+  const fragment = mergeFragments([{ name: 'line', text: kernelCommandLineFragment('rdinit=/init panic=10') }]);
+  assert.equal(fragment.symbols.get('CMDLINE')?.value, '"rdinit=/init panic=10"');
+  assert.equal(fragment.symbols.get('CMDLINE_OVERRIDE')?.value, 'y');
+  assert.throws(() => kernelCommandLineFragment('a="b c"'), /cannot compile in the kernel command line/);
+  assert.throws(() => kernelCommandLineFragment('a\nCONFIG_MODULES=y'), /cannot compile in the kernel command line/);
 });

@@ -7,6 +7,7 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { cacheDirectory, cachedDirectory, inputHash } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
+import { kernelCommandLine, kernelCommandLineFragment } from './kernel-command-line.ts';
 import type { FetchedPackages } from './packages.ts';
 import { type Bind, runInToolRoot, type ToolRoot, unpackPackage } from './tool-root.ts';
 
@@ -136,9 +137,10 @@ export function unmetSymbols(requested: RequestedConfig, config: string): string
 
 async function readFragments(): Promise<{ name: string; text: string }[]> {
   const names = (await readdir(FRAGMENT_DIRECTORY)).filter((name) => name.endsWith('.config')).sort();
-  return Promise.all(
+  const written = await Promise.all(
     names.map(async (name) => ({ name, text: await readFile(join(FRAGMENT_DIRECTORY, name), 'utf8') })),
   );
+  return [...written, { name: 'kernel-command-line.json', text: kernelCommandLineFragment(kernelCommandLine()) }];
 }
 
 async function unpackSource(options: {

@@ -175,6 +175,7 @@ async function download(
     const wanted = missing.map((entry) => replaced.find(({ name }) => name === entry.name) ?? entry);
     const absent = [];
     for (const entry of wanted) if (!(await inCache(entry))) absent.push(entry);
+    if (absent.length === 0) return replaced;
     const totalBytes = absent.reduce((sum, { size }) => sum + size, 0);
     await using directory = await temporaryDirectory();
     await archive.download(absent, directory.path, (percent) =>
