@@ -51,7 +51,7 @@ export async function findDebianMirror(mirror?: string, aptDirectory = '/etc/apt
 
 async function readSources(aptDirectory: string): Promise<Source[]> {
   const parts = join(aptDirectory, 'sources.list.d');
-  const names = (await readdir(parts).catch(() => [])).sort();
+  const names = (await readdir(parts).catch((): string[] => [])).sort();
   const files = [join(aptDirectory, 'sources.list'), ...names.map((name) => join(parts, name))];
   const sources: Source[] = [];
   for (const file of files) {

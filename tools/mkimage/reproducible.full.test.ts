@@ -6,13 +6,21 @@ import assert from 'node:assert/strict';
 import { chmod, chown, cp, link, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { after, before, test } from 'node:test';
 import { copyCheckout } from '../../qemu-tests/lab/checkout-copy.ts';
 import { cacheDirectory } from '../host/cache.ts';
 import { runProcess } from '../host/run-process.ts';
 import { developmentKeys } from './keys.ts';
 
 const NOBODY = 65_534;
+
+/** The sources as they were when the test began, however long it takes. */
+let sources = '';
+before(async () => {
+  sources = await mkdtemp(join(tmpdir(), 'ashlar-sources-'));
+  await copyCheckout(sources);
+});
+after(() => rm(sources, { recursive: true, force: true }));
 
 interface Circumstances {
   umask: string;
@@ -41,7 +49,8 @@ async function sumsOf({ umask, timeZone, jobs, user, cached }: Circumstances): P
   const directory = await mkdtemp(join(tmpdir(), 'ashlar-reproducible-'));
   try {
     await chmod(directory, 0o755);
-    const { directory: checkout } = await copyCheckout(join(directory, `checkout-${jobs}`));
+    const checkout = join(directory, `checkout-${jobs}`);
+    await cp(sources, checkout, { recursive: true, verbatimSymlinks: true });
     const keys = join(directory, 'keys');
     await cp((await developmentKeys()).directory, keys, { recursive: true });
     const cache = join(directory, 'cache', 'ashlar');
