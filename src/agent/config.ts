@@ -1,4 +1,4 @@
-/** What init tells the agent: `/config/config.json`, and the node's key below `/data` (docs/architecture.md). */
+/** What init tells the agent: `/config/config.json`, and the node's key beside it (docs/architecture.md). */
 import { createPrivateKey, createPublicKey } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -36,13 +36,13 @@ export async function readAgentConfig(path: string): Promise<AgentConfig> {
   }
 }
 
-/** @param dataDirectory `/data` */
-export async function readNodeKeys(dataDirectory: string, nodeId: string): Promise<NodeKeys> {
+/** @param directory `/config` */
+export async function readNodeKeys(directory: string, nodeId: string): Promise<NodeKeys> {
   const [certificatePem, privateKeyPem] = await Promise.all([
-    readFile(join(dataDirectory, 'tls/node.crt'), 'utf8'),
-    readFile(join(dataDirectory, 'tls/node.key'), 'utf8'),
+    readFile(join(directory, 'node.crt'), 'utf8'),
+    readFile(join(directory, 'node.key'), 'utf8'),
   ]);
   const actual = nodeIdOf(createPublicKey(createPrivateKey(privateKeyPem)));
-  if (actual !== nodeId) throw new Error(`cannot be ${nodeId}: the key in ${dataDirectory}/tls is that of ${actual}`);
+  if (actual !== nodeId) throw new Error(`cannot be ${nodeId}: the key in ${directory} is that of ${actual}`);
   return { certificatePem, privateKeyPem };
 }

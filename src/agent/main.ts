@@ -5,6 +5,6 @@ import { readAgentConfig, readNodeKeys } from './config.ts';
 
 runService(async ({ log, signal }) => {
   const config = await readAgentConfig('/config/config.json');
-  const keys = await readNodeKeys('/data', config.nodeId);
+  const keys = await readNodeKeys('/config', config.nodeId);
   await runAgent({ config, keys, dataDirectory: '/data', log, signal });
 });

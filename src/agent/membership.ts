@@ -3,7 +3,7 @@
  * whole, so that a power cut leaves the old one or the new one.
  */
 import { createPrivateKey, X509Certificate } from 'node:crypto';
-import { open, readFile, rename } from 'node:fs/promises';
+import { mkdir, open, readFile, rename } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { object, text } from '../formats/json-shape.ts';
 import { encodePem } from '../formats/x509.ts';
@@ -54,6 +54,7 @@ export function membershipOf(answer: RegisterNodeResponse, keys: NodeKeys): Memb
 }
 
 export async function storeMembership(path: string, { clusterId, certificatePem, authorityPem }: Membership) {
+  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
   const temporary = `${path}.new`;
   await using file = await open(temporary, 'w', 0o600);
   await file.writeFile(`${JSON.stringify({ clusterId, certificatePem, authorityPem }, null, 2)}\n`);

@@ -1,4 +1,4 @@
-/** What init tells the curator: `/config/config.json`, and files below `/data` (docs/architecture.md). */
+/** What init tells the curator: `/config/config.json`, and keys beside it (docs/architecture.md). */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Checked, object, text } from '../formats/json-shape.ts';
@@ -34,14 +34,14 @@ export async function readCuratorConfig(path: string): Promise<CuratorConfig> {
   }
 }
 
-/** @param dataDirectory `/data` */
-export async function readCuratorKeys(dataDirectory: string): Promise<CuratorKeys> {
-  const read = (path: string) => readFile(join(dataDirectory, path), 'utf8');
+/** @param directory `/config` */
+export async function readCuratorKeys(directory: string): Promise<CuratorKeys> {
+  const read = (path: string) => readFile(join(directory, path), 'utf8');
   const [servingKeyPem, caPem, certificatePem, privateKeyPem] = await Promise.all([
-    read('tls/curator.key'),
-    read('etcd/ca.crt'),
-    read('etcd/client.crt'),
-    read('etcd/client.key'),
+    read('curator.key'),
+    read('etcd-ca.crt'),
+    read('etcd-client.crt'),
+    read('etcd-client.key'),
   ]);
   return { servingKeyPem, etcd: { caPem, certificatePem, privateKeyPem } };
 }

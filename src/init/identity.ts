@@ -2,13 +2,14 @@
  * The node's own keys and certificates, made at first boot and the same ever after.
  *
  *     /data/node/pki/            root's own, the master of everything here
- *        node.{key,crt}          → /data/services/agent/tls/
- *        curator.{key,crt}       → /data/services/curator/tls/          (control role)
+ *        node.{key,crt}          → agent's /config/node.{key,crt}
+ *        curator.{key,crt}       → curator's /config/curator.key                (control role)
  *        etcd-ca.{key,crt}         signs the two below; its key goes nowhere
- *        etcd-server.{key,crt}   → /data/services/etcd/pki/server.*     with ca.crt
- *        etcd-client.{key,crt}   → /data/services/curator/etcd/client.* with ca.crt
+ *        etcd-server.{key,crt}   → etcd's /config/server.{key,crt}              with ca.crt
+ *        etcd-client.{key,crt}   → curator's /config/etcd-client.{key,crt}      with etcd-ca.crt
  *
- * Services get copies, owned by them and written again at each boot: what a service did to its copy is undone, and a
+ * Services get copies in their /config, which is in RAM, root's, and new at each boot. Nothing here reads or writes where
+ * a service may write: one that was taken over could otherwise leave something there that ends every later boot. A
  * power cut at any moment leaves either a key that is kept or none, in which case the next boot makes it.
  */
 import {
@@ -19,16 +20,12 @@ import {
   randomBytes,
   X509Certificate,
 } from 'node:crypto';
-import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import { type CertificateOptions, createCertificate, spkiFingerprint } from '../formats/x509.ts';
 import { CURATOR_SERVER_NAME, nodeIdOf, nodeServerName, ORGANIZATION } from '../rpc/tls-names.ts';
 import { ensureOwnedDirectory, readOwnedFile, writeOwnedFile } from './owned-files.ts';
 
 const ROOT = 0;
-const AGENT_UID = 200;
-const CURATOR_UID = 201;
-const ETCD_UID = 202;
 const ETCD_ORGANIZATION = 'ashlar-etcd';
 /** The node's own certificate counts only until the cluster issues one; etcd's are for loopback. */
 const VALID_YEARS = 20;
@@ -39,6 +36,8 @@ export interface NodeIdentity {
   readonly nodeCertificatePem: string;
   /** Of the curator's serving key, as an operator compares it; null without the control role. */
   readonly curatorFingerprint: string | null;
+  /** What goes into the /config of services, private keys among it: file content by service and file name. */
+  readonly serviceFiles: Readonly<Record<string, Readonly<Record<string, string>>>>;
 }
 
 export interface IdentityOptions {
@@ -47,33 +46,30 @@ export interface IdentityOptions {
   readonly roles: readonly string[];
   /** No certificate is valid before: the image's build time, which the clock never precedes. */
   readonly notBefore: Date;
-  /** Uids of the services; root's own in tests. */
-  readonly uids?: { readonly agent: number; readonly curator: number; readonly etcd: number; readonly root: number };
+  /** Owner of what is made. @default 0 */
+  readonly uid?: number;
 }
 
 /** Reads the identity, making what is missing. Throws when what is there cannot be read: keys are never replaced. */
 export async function ensureIdentity(options: IdentityOptions): Promise<NodeIdentity> {
-  const { dataDirectory, roles, notBefore } = options;
-  const uids = options.uids ?? { agent: AGENT_UID, curator: CURATOR_UID, etcd: ETCD_UID, root: ROOT };
+  const { dataDirectory, roles, notBefore, uid = ROOT } = options;
   const isControl = roles.includes('control');
-  const services = `${dataDirectory}/services`;
   const pki = `${dataDirectory}/node/pki`;
-  await ensureOwnedDirectory(`${dataDirectory}/node`, uids.root);
-  await ensureOwnedDirectory(pki, uids.root);
-  await ensureOwnedDirectory(services, uids.root);
+  await ensureOwnedDirectory(`${dataDirectory}/node`, uid);
+  await ensureOwnedDirectory(pki, uid);
   const make = (name: string, certificate: (key: KeyObject) => CertificateDraft) =>
-    ensurePair({ directory: pki, name, uid: uids.root, notBefore, certificate });
+    ensurePair({ directory: pki, name, uid, notBefore, certificate });
 
   // In parallel: what takes time is the disk, which writes many small files as fast as one.
   const [node, control] = await Promise.all([
     make('node', (key) => selfSigned(ORGANIZATION.node, nodeIdOf(key), nodeServerName(nodeIdOf(key)))),
     isControl ? ensureControlKeys(make) : null,
   ]);
-  await deliverAll(node, control, services, uids);
   return {
     nodeId: nodeIdOf(node.publicKey),
     nodeCertificatePem: node.certificatePem,
     curatorFingerprint: control === null ? null : spkiFingerprint(control.curator.publicKey),
+    serviceFiles: serviceFiles(node, control),
   };
 }
 
@@ -105,32 +101,20 @@ async function ensureControlKeys(make: MakePair): Promise<ControlKeys> {
   return { curator, ca, server, client };
 }
 
-async function deliverAll(
-  node: KeyAndCertificate,
-  control: ControlKeys | null,
-  services: string,
-  uids: NonNullable<IdentityOptions['uids']>,
-): Promise<void> {
-  const work = [
-    deliver(`${services}/agent`, uids.agent, { 'tls/node.key': node.keyPem, 'tls/node.crt': node.certificatePem }),
-  ];
-  if (control !== null) {
-    const { curator, ca, server, client } = control;
-    const toCurator = {
-      'tls/curator.key': curator.keyPem,
-      'tls/curator.crt': curator.certificatePem,
-      'etcd/ca.crt': ca.certificatePem,
-      'etcd/client.key': client.keyPem,
-      'etcd/client.crt': client.certificatePem,
-    };
-    const toEtcd = {
-      'pki/ca.crt': ca.certificatePem,
-      'pki/server.key': server.keyPem,
-      'pki/server.crt': server.certificatePem,
-    };
-    work.push(deliver(`${services}/curator`, uids.curator, toCurator), deliver(`${services}/etcd`, uids.etcd, toEtcd));
-  }
-  await Promise.all(work);
+function serviceFiles(node: KeyAndCertificate, control: ControlKeys | null): NodeIdentity['serviceFiles'] {
+  const agent = { 'node.key': node.keyPem, 'node.crt': node.certificatePem };
+  if (control === null) return { agent };
+  const { curator, ca, server, client } = control;
+  return {
+    agent,
+    curator: {
+      'curator.key': curator.keyPem,
+      'etcd-ca.crt': ca.certificatePem,
+      'etcd-client.key': client.keyPem,
+      'etcd-client.crt': client.certificatePem,
+    },
+    etcd: { 'ca.crt': ca.certificatePem, 'server.key': server.keyPem, 'server.crt': server.certificatePem },
+  };
 }
 
 interface CertificateDraft {
@@ -229,14 +213,4 @@ function randomSerial(): Uint8Array {
   const serial = randomBytes(16);
   serial.writeUInt8((serial.readUInt8(0) & 0x7f) | 0x40, 0);
   return serial;
-}
-
-/** Writes files, named `DIRECTORY/FILE`, below a service's directory; all of it the service's own. */
-async function deliver(serviceDirectory: string, uid: number, files: Readonly<Record<string, string>>): Promise<void> {
-  await ensureOwnedDirectory(serviceDirectory, uid);
-  for (const directory of new Set(Object.keys(files).map((name) => dirname(name))))
-    await ensureOwnedDirectory(`${serviceDirectory}/${directory}`, uid);
-  await Promise.all(
-    Object.entries(files).map(([name, content]) => writeOwnedFile(`${serviceDirectory}/${name}`, content, uid)),
-  );
 }

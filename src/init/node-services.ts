@@ -71,7 +71,7 @@ export interface ConfigurationOptions {
 /** Writes the /config of each service that has one (shapes: docs/architecture.md). */
 export function writeConfigurations(options: ConfigurationOptions): void {
   const { host, manifests, parameters, identity, roles, version } = options;
-  const { nodeId, nodeCertificatePem, curatorFingerprint } = identity;
+  const { nodeId, nodeCertificatePem, curatorFingerprint, serviceFiles } = identity;
   const files: Record<string, Record<string, string>> = {
     agent: {
       'config.json': json({
@@ -102,9 +102,10 @@ export function writeConfigurations(options: ConfigurationOptions): void {
     },
   };
   for (const manifest of manifests) {
-    const ofService = files[manifest.name];
     if (manifest.mounts.config !== true) continue;
-    if (ofService === undefined) throw new Error(`cannot configure ${manifest.name}: init has nothing for its /config`);
+    const ofService = { ...files[manifest.name], ...serviceFiles[manifest.name] };
+    if (Object.keys(ofService).length === 0)
+      throw new Error(`cannot configure ${manifest.name}: init has nothing for its /config`);
     writeServiceConfiguration(host, manifest, ofService);
   }
 }

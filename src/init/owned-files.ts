@@ -1,7 +1,7 @@
 /**
- * Files that init makes for services, in directories that belong to those services. A service that was taken over may
- * have left anything there, a symbolic link to another's secrets say, so nothing here follows a link below the data
- * directory. No service runs while this happens.
+ * Directories and files that init makes on the data partition. Each is made in a directory that is root's alone; never
+ * in one that a service may write, where a service that was taken over could have left anything: what a service needs
+ * of init it gets in its /config.
  */
 import { constants } from 'node:fs';
 import { chmod, chown, lstat, mkdir, open, readFile, rename, rm } from 'node:fs/promises';

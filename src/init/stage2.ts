@@ -166,6 +166,7 @@ async function startNode(options: NodeStart): Promise<void> {
   facts.stage = 'services';
   const manifests = servicesForRoles(loadServiceManifests(MANIFESTS), ROLES);
   const host = nodeServiceHost(logStore);
+  await ensureOwnedDirectory(`${DATA}/services`, 0);
   for (const { uid, name, mounts } of manifests)
     if (mounts.data === true) await ensureOwnedDirectory(`${DATA}/services/${name}`, uid);
   writeConfigurations({ host, manifests, parameters, identity, roles: ROLES, version: system.version });
