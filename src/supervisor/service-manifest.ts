@@ -73,7 +73,7 @@ const manifest = object({
   capabilities: list(oneOf(...capabilityNames), { max: 8 }),
   network: oneOf('host'),
   /** Name of a profile in src/supervisor/seccomp.ts. */
-  seccomp: oneOf('default', 'time'),
+  seccomp: oneOf('default', 'time', 'network'),
   mounts: object(
     {
       /** Fresh directories in RAM, with a size; mode 0755, owned by the service. */
