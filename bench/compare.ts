@@ -1,9 +1,9 @@
 /** Ashlar, the peer and the floor: boots in turns, so that a change of the host's load meets all of them. */
 import { readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { decodePe, findPeSection, peSectionContent } from '../src/formats/pe.ts';
 import { diskWithUki } from '../qemu-tests/lab/disk-with-uki.ts';
 import { unpackLockedPackage } from '../qemu-tests/machine/locked-package.ts';
+import { decodePe, findPeSection, peSectionContent } from '../src/formats/pe.ts';
 import type { CommandContext } from '../tools/host/command-line.ts';
 import { developmentKeys } from '../tools/mkimage/keys.ts';
 import { assembleUki } from '../tools/mkimage/uki.ts';

@@ -1,6 +1,7 @@
 /** A boot as a person follows it: one calm line for each stage that ends, the rest of the console only as movement. */
-import type { Machine } from '../machine/machine.ts';
+
 import type { StepUpdate } from '../../tools/host/progress.ts';
+import type { Machine } from '../machine/machine.ts';
 import { nodeConsole, stageOf } from './node-console.ts';
 
 const MEANING: Readonly<Record<string, string>> = {

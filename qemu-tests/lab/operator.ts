@@ -5,8 +5,8 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Machine } from '../machine/machine.ts';
 import { type ProcessResult, runProcess } from '../../tools/host/run-process.ts';
+import type { Machine } from '../machine/machine.ts';
 
 const ASHLARCTL = join(import.meta.dirname, '..', '..', 'tools', 'ashlarctl', 'main.ts');
 const COMMAND_DEADLINE_MS = 120_000;

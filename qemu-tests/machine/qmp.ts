@@ -67,7 +67,8 @@ export async function connectQmp(
     text += chunk;
     const lines = text.split('\n');
     text = lines.pop() ?? '';
-    for (const line of lines) if (line.trim() !== '') receive(JSON.parse(line), pending, onEvent);
+    for (const line of lines)
+      if (line.trim() !== '') receive(JSON.parse(line) as Record<string, unknown>, pending, onEvent);
   });
   socket.on('error', () => {});
   socket.on('close', failAll);
