@@ -27,6 +27,12 @@ const SYSTEM_DESCRIPTION = '/etc/ashlar/system.json';
 /** Where systemd-stub puts what it took from the UKI's own sections, all of it measured or signed. */
 const PCR_SIGNATURES = '/.extra/tpm2-pcr-signature.json';
 const NEW_ROOT = '/sysroot';
+/** All that stage 2 inherits: whatever the kernel's command line put into the environment ends here. */
+const STAGE2_ENVIRONMENT = {
+  PATH: '/usr/sbin:/usr/bin',
+  // PID 1's threads allocate little; an arena for each of them would cost two megabytes.
+  MALLOC_ARENA_MAX: '1',
+};
 
 export interface Stage {
   readonly console: Console;
@@ -52,7 +58,7 @@ export async function runStage1({ console, logStore, log, timeline }: Stage): Pr
   watchdogs.handOver();
   await console.flush();
   switchRoot();
-  process.execve?.('/usr/bin/init', ['init'], { PATH: '/usr/sbin:/usr/bin' });
+  process.execve?.('/usr/bin/init', ['init'], STAGE2_ENVIRONMENT);
   throw new Error('cannot start stage 2: execve of /usr/bin/init returned');
 }
 

@@ -8,6 +8,7 @@
  * a human with PCR 11 capped. The node parameters are untrusted until they are measured.
  */
 import { type NodeParameters, NodeParametersError } from '../formats/node-parameters.ts';
+import { releaseStartMemory } from '../linux/memory.ts';
 import { setHostName, setWallClock } from '../linux/system.ts';
 import { INIT_SOCKET } from '../rpc/init-client.ts';
 import type { Logger, LogStore } from '../supervisor/log-store.ts';
@@ -197,7 +198,7 @@ async function startNode(options: NodeStart): Promise<void> {
     deadlineMs: stopDeadlineMs(manifests) * manifests.length,
     run: () => stopSupervisor(started, stopDeadlineMs(manifests)),
   });
-  announceHealth({ supervisor: started, manifests, facts, timeline, log: logStore.logger('init') });
+  announceHealth({ supervisor: started, manifests, facts, timeline });
 }
 
 async function stopSupervisor(supervisor: Supervisor, deadlineMs: number): Promise<void> {
@@ -211,13 +212,11 @@ function announceHealth({
   manifests,
   facts,
   timeline,
-  log,
 }: {
   supervisor: Supervisor;
   manifests: readonly ServiceManifest[];
   facts: BootFacts;
   timeline: Timeline;
-  log: Logger;
 }): void {
   const healthy = new Set<string>();
   supervisor.onChange(({ name, state }) => {
@@ -232,7 +231,7 @@ function announceHealth({
     if (healthy.size < manifests.length || facts.stage === 'ready') return;
     facts.stage = 'ready';
     timeline.reach('init', `node ${facts.nodeId} ready`, 'init: ready');
-    log.debug(`PID 1 holds ${Math.round(process.memoryUsage.rss() / 2 ** 20)} MiB`);
+    releaseStartMemory();
   });
 }
 
