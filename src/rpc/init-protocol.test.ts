@@ -27,16 +27,37 @@ const request = fc.record({
 
 test('frames survive being cut anywhere', () => {
   fc.assert(
-    fc.property(fc.array(request, { maxLength: 5 }), fc.integer({ min: 1, max: 64 }), (requests, step) => {
+    fc.property(fc.array(request, { maxLength: 5 }), fc.infiniteStream(fc.nat({ max: 64 })), (requests, steps) => {
       const bytes = Buffer.concat(requests.map((one) => encodeFrame(one)));
       const decoder = new FrameDecoder();
       const read: unknown[] = [];
-      for (let at = 0; at < bytes.length; at += step)
+      for (let at = 0; at < bytes.length; ) {
+        const step = steps.next().value ?? 1;
         read.push(...decoder.push(bytes.subarray(at, at + step)).map(decodeRequest));
+        at += step;
+      }
       assert.deepEqual(read, structuredClone(requests));
       assert.equal(decoder.pendingBytes, 0);
     }),
   );
+});
+
+test('a long frame in many small chunks costs what its bytes cost', () => {
+  const body = Buffer.from(JSON.stringify('x'.repeat(FRAME_MAX_BYTES - 2)));
+  const frame = Buffer.alloc(4 + body.length);
+  frame.writeUInt32LE(body.length);
+  body.copy(frame, 4);
+  const decoder = new FrameDecoder();
+  const cut = frame.length - 10_000;
+  decoder.push(frame.subarray(0, cut));
+  const startedMs = performance.now();
+  for (let at = cut; at < frame.length - 1; at += 1) assert.equal(decoder.push(frame.subarray(at, at + 1)).length, 0);
+  // Copying what is pending with each chunk takes seconds.
+  const tookMs = performance.now() - startedMs;
+  assert.ok(tookMs < 500, `10,000 bytes took ${tookMs} ms`);
+  assert.equal(decoder.pendingBytes, frame.length - 1);
+  assert.equal(decoder.push(frame.subarray(-1)).length, 1);
+  assert.equal(decoder.pendingBytes, 0);
 });
 
 test('no bytes make the decoder throw anything but ProtocolError', () => {

@@ -219,30 +219,46 @@ export function encodeFrame(message: InitRequest | InitReply): Uint8Array {
   return frame;
 }
 
-/** Cuts a byte stream into frames. It keeps at most one incomplete frame, whose length is checked before its body. */
+/**
+ * Cuts a byte stream into frames. It keeps at most one incomplete frame, whose length is checked before there is room for
+ * its body; each byte is copied once, however small the chunks are.
+ */
 export class FrameDecoder {
-  #pending: Buffer = Buffer.alloc(0);
+  readonly #length = Buffer.alloc(LENGTH_BYTES);
+  /** Where the next bytes go: `#length`, or the body that it announced. */
+  #part = this.#length;
+  #filled = 0;
 
   /** Adds bytes and returns the frames they complete, parsed. Throws `ProtocolError`; then the stream is unusable. */
   push(chunk: Uint8Array): unknown[] {
-    let bytes = this.#pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([this.#pending, chunk]);
     const frames: unknown[] = [];
-    while (bytes.length >= LENGTH_BYTES) {
-      const length = bytes.readUInt32LE(0);
-      if (length === 0 || length > FRAME_MAX_BYTES)
-        throw new ProtocolError(`a frame announces ${length} bytes, allowed are 1 to ${FRAME_MAX_BYTES}`);
-      if (bytes.length < LENGTH_BYTES + length) break;
-      frames.push(parseFrame(bytes.subarray(LENGTH_BYTES, LENGTH_BYTES + length)));
-      bytes = bytes.subarray(LENGTH_BYTES + length);
+    for (let at = 0; at < chunk.length; ) {
+      const taken = chunk.subarray(at, at + this.#part.length - this.#filled);
+      this.#part.set(taken, this.#filled);
+      this.#filled += taken.length;
+      at += taken.length;
+      if (this.#filled < this.#part.length) break;
+      this.#filled = 0;
+      if (this.#part === this.#length) this.#part = Buffer.allocUnsafe(announcedLength(this.#length));
+      else {
+        frames.push(parseFrame(this.#part));
+        this.#part = this.#length;
+      }
     }
-    this.#pending = bytes;
     return frames;
   }
 
   /** Bytes of an incomplete frame: not 0 at the end of the stream means that it was cut. */
   get pendingBytes(): number {
-    return this.#pending.length;
+    return this.#part === this.#length ? this.#filled : LENGTH_BYTES + this.#filled;
   }
+}
+
+function announcedLength(bytes: Buffer): number {
+  const length = bytes.readUInt32LE(0);
+  if (length === 0 || length > FRAME_MAX_BYTES)
+    throw new ProtocolError(`a frame announces ${length} bytes, allowed are 1 to ${FRAME_MAX_BYTES}`);
+  return length;
 }
 
 function parseFrame(body: Buffer): unknown {
