@@ -5,7 +5,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { startSoftwareTpm } from '../tpm/swtpm-fixture.ts';
-import { extendPcr, pcrExtendCommand, responseCode } from './extend-pcr.ts';
+import { extendPcr, measure, pcrExtendCommand, responseCode } from './extend-pcr.ts';
 
 const hasSwtpm = spawnSync('swtpm', ['--version']).status === 0;
 
@@ -39,6 +39,12 @@ test('a TPM takes the command, and its register is then the hash of old value an
 test('a machine without a TPM is told apart from one whose TPM fails', async () => {
   assert.equal(await extendPcr(11, Buffer.alloc(32), '/nonexistent/tpm0'), false);
   await assert.rejects(extendPcr(11, Buffer.alloc(32), '/dev/null'), /cannot read the TPM's answer: 0 bytes/);
+});
+
+test('a TPM that was there and is gone does not pass for none', async () => {
+  const extend = (pcr: number, digest: Uint8Array) => extendPcr(pcr, digest, '/nonexistent/tpm0');
+  await measure(11, Buffer.alloc(32), { hasTpm: false, extend });
+  await assert.rejects(measure(11, Buffer.alloc(32), { hasTpm: true, extend }), /PCR 11: there is no \/dev\/tpm0/);
 });
 
 test('an answer that is cut is no success', () => {

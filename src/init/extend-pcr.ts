@@ -7,6 +7,7 @@
  * to the TPM goes through src/tpm in a process of its own.
  */
 import { type FileHandle, open } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 const TPM_ST_SESSIONS = 0x8002;
 const TPM_CC_PCR_EXTEND = 0x0000_0182;
@@ -16,6 +17,8 @@ const COMMAND_BYTES = 65;
 const RESPONSE_HEADER_BYTES = 10;
 const TPM_RC_RETRY = 0x922;
 const ATTEMPTS = 5;
+/** An extend takes milliseconds; a discrete TPM that makes a key for someone else is busy for seconds. */
+const DEADLINE_MS = 15_000;
 
 /** The command's bytes for the SHA-256 bank. `digest` has 32 bytes. */
 export function pcrExtendCommand(pcr: number, digest: Uint8Array): Uint8Array {
@@ -68,5 +71,37 @@ export async function extendPcr(pcr: number, digest: Uint8Array, device = '/dev/
     }
   } finally {
     await tpm.close();
+  }
+}
+
+export interface MeasureOptions {
+  /** Stage 1 found a TPM: then there has to be one. */
+  readonly hasTpm: boolean;
+  /** @default `extendPcr` */
+  readonly extend?: (pcr: number, digest: Uint8Array) => Promise<boolean>;
+  /** @default 15 000 */
+  readonly deadlineMs?: number;
+}
+
+/**
+ * Extends a PCR as `extendPcr` does, or throws: also when the TPM that the machine started with is gone, which must not
+ * pass for a machine without one, and when it does not answer.
+ */
+export async function measure(
+  pcr: number,
+  digest: Uint8Array,
+  { hasTpm, extend = extendPcr, deadlineMs = DEADLINE_MS }: MeasureOptions,
+): Promise<void> {
+  const answered = new AbortController();
+  try {
+    const outcome = await Promise.race([
+      extend(pcr, digest),
+      sleep(deadlineMs, 'late' as const, { signal: answered.signal }),
+    ]);
+    if (outcome === 'late') throw new Error(`cannot extend PCR ${pcr}: no answer of the TPM within ${deadlineMs} ms`);
+    if (!outcome && hasTpm)
+      throw new Error(`cannot extend PCR ${pcr}: there is no /dev/tpm0, though this machine started with a TPM`);
+  } finally {
+    answered.abort();
   }
 }

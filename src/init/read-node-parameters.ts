@@ -10,7 +10,7 @@ import { listPartitions } from '../linux/block.ts';
 import { isErrno } from '../linux/libc.ts';
 import { MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount, unmount } from '../linux/mount.ts';
 import type { Logger } from '../supervisor/log-store.ts';
-import { extendPcr } from './extend-pcr.ts';
+import { measure } from './extend-pcr.ts';
 
 const FW_CFG = '/sys/firmware/qemu_fw_cfg/by_name/opt/ashlar/node-parameters/raw';
 const ESP_MOUNT = '/efi';
@@ -21,15 +21,23 @@ const NODE_PARAMETERS_PCR = 14;
 /** More than the decoder takes, so that it can say how much too many there are; a file longer than this is cut here. */
 const READ_MAX_BYTES = 1024 * 1024;
 
+export interface NodeParametersPlace {
+  /** The disk that the system came from, `vda`. */
+  readonly disk: string;
+  /** Stage 1 found a TPM. */
+  readonly hasTpm: boolean;
+}
+
 /** Reads, measures and checks the node parameters. Throws `NodeParametersError`: then a human has to act. */
-export async function readNodeParameters(disk: string, log: Logger): Promise<NodeParameters> {
+export async function readNodeParameters({ disk, hasTpm }: NodeParametersPlace, log: Logger): Promise<NodeParameters> {
   const found = [await readFwCfg(), await readEsp(disk, log)].filter((source) => source !== null);
   const [first, second] = found;
   if (first === undefined)
     throw new NodeParametersError(
       'there are none; write EFI/ashlar/node-parameters.json to the ESP of this disk (or give fw_cfg opt/ashlar/node-parameters)',
     );
-  for (const { bytes } of found) await extendPcr(NODE_PARAMETERS_PCR, createHash('sha256').update(bytes).digest());
+  for (const { bytes } of found)
+    await measure(NODE_PARAMETERS_PCR, createHash('sha256').update(bytes).digest(), { hasTpm });
   if (second !== undefined && !first.bytes.equals(second.bytes))
     throw new NodeParametersError(`${first.name} and ${second.name} both have some, and they differ; remove one`);
   const parameters = decodeNodeParameters(first.bytes);

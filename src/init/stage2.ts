@@ -26,13 +26,13 @@ import { mountAll, mountOptional, STAGE2_MOUNTS } from './mounts.ts';
 import { nodeServices, writeConfigurations } from './node-services.ts';
 import { type BootFacts, nodeStatusReader } from './node-status.ts';
 import { ensureOwnedDirectory } from './owned-files.ts';
-import { readNodeParameters } from './read-node-parameters.ts';
+import { type NodeParametersPlace, readNodeParameters } from './read-node-parameters.ts';
 import { startReaper } from './reaper.ts';
 import { closeMappings, createShutdown, killRemainingProcesses, type Shutdown, unmountWithRetry } from './shutdown.ts';
 import { watchStopRequests } from './signals.ts';
 import type { Stage } from './stage1.ts';
 import { readSystemDescription, type SystemDescription } from './system-description.ts';
-import { UnlockRefusedError, unlockData } from './unlock-client.ts';
+import { type UnlockOptions, UnlockRefusedError, unlockData } from './unlock-client.ts';
 import { NeedsHuman, waitForHuman } from './wait-for-human.ts';
 import { armWatchdogs } from './watchdog.ts';
 
@@ -57,16 +57,17 @@ export async function runStage2(stage: Stage, stage1: Stage1Record): Promise<voi
   const system = await readSystemDescription(SYSTEM_DESCRIPTION);
   setClock(system, log);
   const facts = await describeBoot(system, stage1, log);
+  const hasTpm = stage1.hasTpm === 'yes';
   try {
-    const parameters = await readParameters(stage1.disk, log);
-    await openData(system, parameters, facts, shutdown, stage);
+    const parameters = await readParameters({ disk: stage1.disk, hasTpm }, log);
+    await openData({ system, parameters, hasTpm }, facts, shutdown, stage);
     const identity = await establishIdentity(system, facts, logStore);
     await startNode({ system, parameters, identity, facts, shutdown, timeline, logStore });
   } catch (error) {
     if (shutdown.signal.aborted) return; // the shutdown took something away from under the boot
     if (!(error instanceof NeedsHuman)) throw error;
     facts.stage = `failed: ${error.stage}`;
-    await waitForHuman(error, logStore);
+    await waitForHuman(error, logStore, { hasTpm });
   }
 }
 
@@ -100,9 +101,9 @@ async function describeBoot(system: SystemDescription, stage1: Stage1Record, log
   };
 }
 
-async function readParameters(disk: string, log: Logger): Promise<NodeParameters> {
+async function readParameters(place: NodeParametersPlace, log: Logger): Promise<NodeParameters> {
   try {
-    return await readNodeParameters(disk, log);
+    return await readNodeParameters(place, log);
   } catch (error) {
     if (error instanceof NodeParametersError) throw new NeedsHuman('parameters', error, { isCapped: false });
     throw error;
@@ -110,8 +111,7 @@ async function readParameters(disk: string, log: Logger): Promise<NodeParameters
 }
 
 async function openData(
-  system: SystemDescription,
-  parameters: NodeParameters,
+  options: UnlockOptions,
   facts: BootFacts,
   shutdown: Shutdown,
   { logStore, timeline }: Stage,
@@ -123,10 +123,7 @@ async function openData(
   shutdown.use({ name: 'unmount the data partition', deadlineMs: 8_000, run: () => unmountWithRetry(DATA) });
   shutdown.use({ name: 'end what is left of the services', deadlineMs: 8_000, run: killRemainingProcesses });
   try {
-    const result = await unlockData(
-      { system, parameters },
-      { signal: shutdown.signal, onEvent: (text) => log.info(text) },
-    );
+    const result = await unlockData(options, { signal: shutdown.signal, onEvent: (text) => log.info(text) });
     for (const warning of result.warnings) log.warning(warning);
     facts.data = { state: 'open', createdThisBoot: result.state === 'created' };
     timeline.reach('init.data', `open (${result.partition}, ${result.state})`, 'init.data: open');

@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { closeSync, constants, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type UnlockOptions, UnlockRefusedError, unlockData } from './unlock-client.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'ashlar-unlock-'));
@@ -17,9 +19,19 @@ function withWorker(name: string, body: string, deadlineMs = 10_000): UnlockOpti
   return {
     system: { partitionUuid: 'p', policyKeyPem: 'k', sealing: { policyRef: 'r' } },
     parameters: { recovery: { publicKeyPem: 'x' } },
+    hasTpm: true,
     workerPath,
     deadlineMs,
+    // Of the machine that runs the tests nothing is extended.
+    capping: { extend: async () => true },
   };
+}
+
+/** Options whose caps are noted in `caps`. */
+function noteCaps(options: UnlockOptions): { options: UnlockOptions; caps: number[] } {
+  const caps: number[] = [];
+  const extend = async (pcr: number) => caps.push(pcr) > 0;
+  return { options: { ...options, capping: { extend } }, caps };
 }
 
 function unlock(options: UnlockOptions, events: string[] = [], signal = new AbortController().signal) {
@@ -62,6 +74,67 @@ test('a Worker that blocks for ever is ended at the deadline', async () => {
   await assert.rejects(
     unlock(withWorker('blocks', body, 200)),
     (error) => error instanceof UnlockRefusedError && error.refusal === 'deadline',
+  );
+});
+
+test('a Worker stuck in native code is left behind at the deadline, with PCR 11 capped', async () => {
+  const fifo = join(directory, 'stuck');
+  execFileSync('mkfifo', [fifo]);
+  // Opening a FIFO that nobody writes to blocks in the kernel, where terminate() does not reach.
+  const body = `require('node:fs').readFileSync(${JSON.stringify(fifo)});`;
+  const { options, caps } = noteCaps(withWorker('stuck', body, 500));
+  const outcome = unlock(options).then(
+    () => 'opened',
+    (error: unknown) => error,
+  );
+  try {
+    const first = await Promise.race([outcome, sleep(5_000, 'still waiting')]);
+    assert.ok(first instanceof UnlockRefusedError && first.refusal === 'deadline', String(first));
+    assert.deepEqual(caps, [11]);
+  } finally {
+    closeSync(openSync(fifo, constants.O_RDWR));
+    await outcome;
+  }
+});
+
+test('what fails before the Worker runs is capped, too', async () => {
+  const { options, caps } = noteCaps(withWorker('missing', ''));
+  await assert.rejects(unlock({ ...options, workerPath: join(directory, 'absent.js') }), /ENOENT/);
+  assert.deepEqual(caps, [11]);
+});
+
+test('a Worker that says how it ended has capped, unless its TPM failed', async () => {
+  const refused = (refusal: string) => post({ type: 'refused', refusal, message: 'm' });
+  for (const [name, body, expected] of [
+    ['caps-opened', post({ type: 'opened', result: RESULT }), []],
+    ['caps-refused', refused('wrong-key'), []],
+    ['caps-failed', refused('tpm-failed'), [11]],
+  ] as const) {
+    const { options, caps } = noteCaps(withWorker(name, body));
+    await unlock(options).catch(() => undefined);
+    assert.deepEqual(caps, expected, name);
+  }
+});
+
+test('a cap that fails, hangs or finds no TPM is no refusal but an error: only a restart is safe', async () => {
+  const options = withWorker('uncapped', "throw new Error('no such library');");
+  for (const [capping, expected] of [
+    [{ extend: async () => false }, /there is no \/dev\/tpm0, though this machine started with a TPM/],
+    [{ extend: () => Promise.reject(new Error('the TPM answered 0x101')) }, /closed: the TPM answered 0x101/],
+    [{ extend: () => new Promise<boolean>(() => undefined), deadlineMs: 50 }, /no answer of the TPM within 50 ms/],
+  ] as const) {
+    await assert.rejects(
+      unlock({ ...options, capping }),
+      (error) =>
+        error instanceof Error &&
+        !(error instanceof UnlockRefusedError) &&
+        expected.test(error.message) &&
+        /no such library/.test(String(error.cause)),
+    );
+  }
+  await assert.rejects(
+    unlock({ ...options, hasTpm: false, capping: { extend: async () => false } }),
+    /no such library/,
   );
 });
 

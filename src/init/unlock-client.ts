@@ -1,6 +1,6 @@
 /**
  * PID 1's side of opening the data partition: starts the Worker (`unlock.ts`), runs programs for it, holds the deadline,
- * and sees to it that PCR 11 is capped with `leave-initrd` however the Worker ends.
+ * and sees to it that PCR 11 is capped with `leave-initrd` however the Worker ends, and also when it does not end.
  */
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -13,7 +13,7 @@ import type {
   DataPartitionResult,
   DataRefusal,
 } from '../storage/data-partition.ts';
-import { extendPcr } from './extend-pcr.ts';
+import { type MeasureOptions, measure } from './extend-pcr.ts';
 import type { ProgramEnd, UnlockMessage } from './unlock.ts';
 
 const WORKER_PATH = '/usr/lib/ashlar/unlock.js';
@@ -41,12 +41,16 @@ export interface UnlockOptions {
     readonly recovery: { readonly publicKeyPem: string };
     readonly tpm?: { readonly required: boolean };
   };
+  /** Stage 1 found a TPM: then a machine without one is an error, whatever the parameters say. */
+  readonly hasTpm: boolean;
   /** @default the node's */
   readonly paths?: DataPartitionPaths;
   /** The Worker's bundle. @default `/usr/lib/ashlar/unlock.js` */
   readonly workerPath?: string;
   /** @default 180 000 */
   readonly deadlineMs?: number;
+  /** How PCR 11 is capped. @default by `/dev/tpm0`, within its deadline */
+  readonly capping?: Omit<MeasureOptions, 'hasTpm'>;
 }
 
 export interface UnlockCallbacks {
@@ -69,9 +73,10 @@ export class UnlockRefusedError extends Error {
 }
 
 /**
- * Opens and mounts the data partition, creating it at first boot. PCR 11 has `leave-initrd` when this settles.
+ * Opens and mounts the data partition, creating it at first boot.
  *
- * Throws `UnlockRefusedError`, or the signal's reason.
+ * Throws `UnlockRefusedError`, or the signal's reason; PCR 11 has `leave-initrd` then, and when this resolves. Any other
+ * error may mean that it has not: then only a restart is safe.
  */
 export async function unlockData(options: UnlockOptions, { signal, onEvent }: UnlockCallbacks): Promise<UnlockResult> {
   // tpm2-tss reads this at its first call and would otherwise write its own lines to standard error.
@@ -82,28 +87,44 @@ export async function unlockData(options: UnlockOptions, { signal, onEvent }: Un
     policy: { policyKeyPem: options.system.policyKeyPem, policyRef: options.system.sealing.policyRef },
     recoveryPublicKeyPem: options.parameters.recovery.publicKeyPem,
     isTpmRequired: options.parameters.tpm?.required ?? true,
+    hasTpm: options.hasTpm,
     paths,
   };
   const deadline = AbortSignal.timeout(deadlineMs);
-  // Evaluated code has "[worker eval]" for its file name, which koffi, bundled in, takes for the place of its module.
-  const source = `globalThis.__filename = ${JSON.stringify(workerPath)};\n${await readFile(workerPath, 'utf8')}`;
-  const worker = new Worker(source, { eval: true, workerData });
+  let worker: Worker | undefined;
   let last: UnlockMessage | undefined;
+  let failure: unknown;
   try {
+    // Evaluated code has "[worker eval]" for its file name, which koffi, bundled in, takes for the place of its module.
+    const source = `globalThis.__filename = ${JSON.stringify(workerPath)};\n${await readFile(workerPath, 'utf8')}`;
+    worker = new Worker(source, { eval: true, workerData });
     last = await followWorker(worker, AbortSignal.any([signal, deadline]), onEvent);
   } catch (error) {
-    await worker.terminate();
+    // Not awaited: it ends when the library it may be stuck in returns, which can be never.
+    void worker?.terminate();
+    failure = error;
     if (!deadline.aborted || signal.aborted) throw error;
     const text = `cannot open the data partition within ${deadlineMs / 1000} s; restart the machine`;
-    throw new UnlockRefusedError('deadline', text, { cause: error });
+    failure = new UnlockRefusedError('deadline', text, { cause: error });
+    throw failure;
   } finally {
     // The Worker caps PCR 11 before its last message. If it sent none, or could not, the cap is ours to set.
     if (last === undefined || (last.type === 'refused' && last.refusal === 'tpm-failed'))
-      await extendPcr(PHASE_PCR, LEAVE_INITRD);
+      await capAfter(failure ?? new Error(last?.message), options);
   }
   if (last.type === 'refused') throw new UnlockRefusedError(last.refusal, last.message);
   if (last.type !== 'opened') throw new Error(`cannot open the data partition: the worker ended with "${last.type}"`);
   return last.result;
+}
+
+/** Throws when PCR 11 can't be capped; then why there was need for it is the error's cause. */
+async function capAfter(reason: unknown, { hasTpm, capping }: UnlockOptions): Promise<void> {
+  try {
+    await measure(PHASE_PCR, LEAVE_INITRD, { ...capping, hasTpm });
+  } catch (error) {
+    const text = `cannot leave the data partition closed: ${error instanceof Error ? error.message : String(error)}`;
+    throw new Error(text, { cause: reason });
+  }
 }
 
 /** Resolves with the Worker's last message. */

@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { LogStore } from '../supervisor/log-store.ts';
-import { extendPcr } from './extend-pcr.ts';
+import { type MeasureOptions, measure } from './extend-pcr.ts';
 
 const LEAVE_INITRD = createHash('sha256').update('leave-initrd').digest();
 
@@ -21,11 +21,14 @@ export class NeedsHuman extends Error {
   }
 }
 
-/** Says why, caps, and resolves never. Rejects when capping fails: then the machine must not stay as it is. */
-export async function waitForHuman(error: NeedsHuman, logStore: LogStore): Promise<never> {
+/** Caps, says why, and resolves never. Rejects when capping fails: then the machine must not stay as it is. */
+export async function waitForHuman(error: NeedsHuman, logStore: LogStore, tpm: MeasureOptions): Promise<never> {
   const log = logStore.logger('init');
-  if (!error.isCapped) await extendPcr(11, LEAVE_INITRD);
-  log.error(`FAILED ${error.stage}: ${error.message}`);
+  try {
+    if (!error.isCapped) await measure(11, LEAVE_INITRD, tpm);
+  } finally {
+    log.error(`FAILED ${error.stage}: ${error.message}`);
+  }
   log.warning('waiting: correct this, then press the power button or reset the machine');
   return new Promise<never>(() => undefined);
 }

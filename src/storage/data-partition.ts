@@ -56,6 +56,8 @@ export interface DataPartitionRequest {
   readonly recoveryPublicKeyPem: string;
   /** False lets a machine without TPM keep the key in the clear. */
   readonly isTpmRequired: boolean;
+  /** The machine started with a TPM. One that is gone since is an error, and never a machine without. */
+  readonly hasTpm: boolean;
   readonly paths: DataPartitionPaths;
 }
 
@@ -124,7 +126,7 @@ export async function openDataPartition(
   request: DataPartitionRequest,
   surroundings: DataPartitionSurroundings,
 ): Promise<DataPartitionResult> {
-  using tpm = openTpm(request.paths.tpm);
+  using tpm = openTpm(request);
   const phase = initrdPhase(tpm);
   try {
     using scope = new DisposableStack();
@@ -174,9 +176,11 @@ function initrdPhase(tpm: Tpm | undefined): InitrdPhase {
   };
 }
 
-function openTpm(path: string): Tpm | undefined {
-  if (!path.includes(':') && !existsSync(path)) return undefined;
+function openTpm({ paths: { tpm: path }, hasTpm }: DataPartitionRequest): Tpm | undefined {
+  const isThere = path.includes(':') || existsSync(path);
+  if (!isThere && !hasTpm) return undefined;
   return trustTpm('use the TPM', () => {
+    if (!isThere) throw new Error(`there is no ${path}, though this machine started with a TPM`);
     const tpm = new Tpm(path.includes(':') ? path : `device:${path}`);
     tpm.startup();
     return tpm;
