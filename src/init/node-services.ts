@@ -36,16 +36,22 @@ export function nodeServices({ manifests, host, timeline }: NodeServicesOptions)
   if (dhcp === undefined) throw new Error(`cannot start the network: the image has no service ${DHCP_SERVICE}`);
   const others = manifests.filter((manifest) => manifest !== dhcp);
   return async (ctx) => {
-    ctx.run('network', networkRunnable(dhcp, host, timeline));
+    ctx.run('network', networkRunnable(dhcp, manifests, host, timeline));
     ctx.run('services', startServices(others, host));
     ctx.done();
   };
 }
 
-function networkRunnable(dhcp: ServiceManifest, host: ServiceHost, timeline: Timeline): Runnable {
+function networkRunnable(
+  dhcp: ServiceManifest,
+  manifests: readonly ServiceManifest[],
+  host: ServiceHost,
+  timeline: Timeline,
+): Runnable {
   return async (ctx) => {
     await runNetwork({
       signal: ctx.signal,
+      services: manifests,
       say: (text) => host.log.append('init.network', 'WARNING', text),
       startDhcp: () => {
         ctx.run(DHCP_SERVICE, serviceRunnable(dhcp, host));
@@ -64,13 +70,15 @@ export interface ConfigurationOptions {
   readonly manifests: readonly ServiceManifest[];
   readonly parameters: NodeParameters;
   readonly identity: NodeIdentity;
+  /** Of the data volume that is open, never of these parameters. */
+  readonly recoveryKeyFingerprint: string;
   readonly roles: readonly string[];
   readonly version: string;
 }
 
 /** Writes the /config of each service that has one (shapes: docs/architecture.md). */
 export function writeConfigurations(options: ConfigurationOptions): void {
-  const { host, manifests, parameters, identity, roles, version } = options;
+  const { host, manifests, parameters, identity, recoveryKeyFingerprint, roles, version } = options;
   const { nodeId, nodeCertificatePem, curatorFingerprint, serviceFiles } = identity;
   const files: Record<string, Record<string, string>> = {
     agent: {
@@ -89,6 +97,7 @@ export function writeConfigurations(options: ConfigurationOptions): void {
         nodeId,
         ownerCertificatePem: parameters.cluster.bootstrap.ownerCertificatePem,
         nodeCertificatePem,
+        recoveryKeyFingerprint,
         listen: '0.0.0.0:7400',
         etcd: '127.0.0.1:2379',
         version,

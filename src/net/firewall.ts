@@ -1,15 +1,26 @@
 /**
- * The node's packet filter, as nft's JSON (libnftables-json(5)): what is not named here does not come in.
+ * The node's packet filter, as nft's JSON (libnftables-json(5)): what is not named here does not come in, and does not
+ * go out. Services share the host's network and are told apart by the uid that made the socket (meta skuid).
  *
  * It is loaded before the first link goes up, replaces itself in one transaction, and never has a moment without rules.
  * JSON, because it cannot be misread through quoting.
  */
 import { spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { CLUSTER_API_PORT, DHCP_CLIENT_PORT, DHCP_SERVER_PORT, NODE_API_PORT } from './ports.ts';
+import { CLUSTER_API_PORT, DHCP_CLIENT_PORT, DHCP_SERVER_PORT, NODE_API_PORT, NTP_PORT } from './ports.ts';
+
+/** Of a service's manifest what the filter must know. */
+export interface FirewallService {
+  readonly name: string;
+  readonly uid: number;
+  /** Its TCP ports answer from its own sockets only. */
+  readonly listens: readonly number[];
+}
 
 export interface FirewallOptions {
-  /** TCP ports open to everyone. @default the cluster API and the node API */
+  /** All that run on this node. */
+  services: readonly FirewallService[];
+  /** TCP ports open to everyone, where a service listens on them. @default the cluster API and the node API */
   openTcpPorts?: readonly number[];
   /** Say dropped packets in the kernel's log, a few a minute. @default true */
   logsDrops?: boolean;
@@ -28,11 +39,16 @@ const ECHO_PER_SECOND = 20;
 const LOGGED_PER_MINUTE = 6;
 const NFT_DEADLINE_MS = 20_000;
 
-/** The whole ruleset: drop by default what comes in and what would be forwarded; let out what the node sends. */
+/** The uids that a socket can have; packets of the kernel itself have none and match no comparison of it. */
+const ANY_UID = { range: [0, 0xffff_fffe] };
+
+/** The whole ruleset: whatever comes in, would be forwarded or goes out is dropped unless a rule lets it pass. */
 export function firewallRuleset({
+  services,
   openTcpPorts = [CLUSTER_API_PORT, NODE_API_PORT],
   logsDrops = true,
-}: FirewallOptions = {}): NftRuleset {
+}: FirewallOptions): NftRuleset {
+  const open = openTcpPorts.filter((port) => services.some(({ listens }) => listens.includes(port)));
   const input = [
     rule('input', [isOneOf(ctState, ['established', 'related']), accept]),
     // etcd, and the agent's way to the curator.
@@ -40,9 +56,7 @@ export function firewallRuleset({
     rule('input', [is(ctState, 'invalid'), counter, drop]),
     ...icmpRules(),
     rule('input', [is(field('udp', 'sport'), DHCP_SERVER_PORT), is(field('udp', 'dport'), DHCP_CLIENT_PORT), accept]),
-    ...openTcpPorts.map((port) =>
-      rule('input', [is(field('tcp', 'dport'), port), is(ctState, 'new'), counter, accept]),
-    ),
+    ...open.map((port) => rule('input', [is(field('tcp', 'dport'), port), is(ctState, 'new'), counter, accept])),
     ...(logsDrops ? [rule('input', [limit(LOGGED_PER_MINUTE, 'minute'), log])] : []),
     rule('input', [counter, drop]),
   ];
@@ -54,11 +68,55 @@ export function firewallRuleset({
       { add: { table: { family: FAMILY, name: TABLE } } },
       chain('input', 'drop'),
       chain('forward', 'drop'),
-      chain('output', 'accept'),
+      chain('output', 'drop'),
       ...input,
+      ...outputRules(services, open, logsDrops),
       rule('forward', [counter, drop]),
     ],
   };
+}
+
+/** ICMP, IGMP, ICMPv6, as numbers: a node has no /etc/protocols. */
+const KERNEL_PROTOCOLS = [1, 2, 58];
+
+/** What each service may begin beyond loopback; one that is not here begins nothing. */
+const outgoingOf = (): Readonly<Record<string, readonly NftValue[]>> => ({
+  agent: [is(field('tcp', 'dport'), CLUSTER_API_PORT)],
+  chrony: [is(field('udp', 'dport'), NTP_PORT)],
+  // Renewals. Its first requests are frames of their own, which no packet filter sees.
+  dhcpcd: [is(field('udp', 'sport'), DHCP_CLIENT_PORT), is(field('udp', 'dport'), DHCP_SERVER_PORT)],
+});
+
+/**
+ * The order matters: whoever took a port of another service is silenced first, also on loopback; then what services may
+ * say; then everything else of a process, init's included, is dropped; and last what the kernel says by itself. That is
+ * neighbour discovery, multicast reports, ICMP errors and echo replies, and segments of connections whose socket no
+ * process holds: not yet accepted, or closed with data still on the way.
+ */
+function outputRules(services: readonly FirewallService[], open: readonly number[], logsDrops: boolean): NftValue[] {
+  const outgoing = outgoingOf();
+  const ofAnyProcess = is(meta('skuid'), ANY_UID);
+  const listeners = services.flatMap(({ uid, listens }) => listens.map((port) => ({ uid, port })));
+  return [
+    ...listeners.map(({ uid, port }) =>
+      rule('output', [is(field('tcp', 'sport'), port), isNot(meta('skuid'), uid), counter, drop]),
+    ),
+    rule('output', [is(meta('oifname'), 'lo'), accept]),
+    ...listeners
+      .filter(({ port }) => open.includes(port))
+      .map(({ uid, port }) =>
+        rule('output', [is(meta('skuid'), uid), is(field('tcp', 'sport'), port), is(ctState, 'established'), accept]),
+      ),
+    ...services.flatMap(({ name, uid }) => {
+      const begins = Object.hasOwn(outgoing, name) ? outgoing[name] : undefined;
+      return begins === undefined ? [] : [rule('output', [is(meta('skuid'), uid), ...begins, accept])];
+    }),
+    ...(logsDrops ? [rule('output', [ofAnyProcess, limit(LOGGED_PER_MINUTE, 'minute'), log])] : []),
+    rule('output', [ofAnyProcess, counter, drop]),
+    rule('output', [isOneOf(meta('l4proto'), KERNEL_PROTOCOLS), accept]),
+    rule('output', [isOneOf(ctState, ['established', 'related']), accept]),
+    rule('output', [counter, drop]),
+  ];
 }
 
 /**
@@ -149,7 +207,11 @@ function is(left: NftValue, right: NftValue): NftValue {
   return { match: { op: left === ctState ? 'in' : '==', left, right } };
 }
 
-function isOneOf(left: NftValue, values: readonly string[]): NftValue {
+function isNot(left: NftValue, right: NftValue): NftValue {
+  return { match: { op: '!=', left, right } };
+}
+
+function isOneOf(left: NftValue, values: readonly (string | number)[]): NftValue {
   return { match: { op: left === ctState ? 'in' : '==', left, right: left === ctState ? values : { set: values } } };
 }
 
@@ -157,7 +219,7 @@ function limit(rate: number, per: 'second' | 'minute'): NftValue {
   return { limit: { rate, per, burst: rate } };
 }
 
-function chain(name: string, policy: 'accept' | 'drop'): NftValue {
+function chain(name: string, policy: 'drop'): NftValue {
   const base = { type: 'filter', hook: name, prio: 0, policy };
   return { add: { chain: { family: FAMILY, table: TABLE, name, ...base } } };
 }

@@ -26,6 +26,7 @@ async function played(
   let turn = 0;
   await runNetwork({
     signal: stop.signal,
+    services: [],
     say: (text) => note(`say ${text}`),
     startDhcp: () => note('dhcp'),
     onAddress: ({ cidr }) => note(`address ${cidr}`),
@@ -52,6 +53,7 @@ test('a firewall that cannot be loaded leaves the network down', async () => {
   const events: string[] = [];
   const failing = runNetwork({
     signal: new AbortController().signal,
+    services: [],
     say: () => {},
     startDhcp: () => events.push('dhcp'),
     onAddress: () => {},

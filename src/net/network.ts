@@ -8,11 +8,13 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { type AddressWatchOptions, type GlobalAddress, watchAddresses } from './addresses.ts';
-import { applyFirewall, firewallRuleset, kernelLogsPackets } from './firewall.ts';
+import { applyFirewall, type FirewallService, firewallRuleset, kernelLogsPackets } from './firewall.ts';
 import { type Link, listLinks, setLinkUp } from './links.ts';
 
 export interface NetworkOptions {
   signal: AbortSignal;
+  /** All services of this node, for the firewall. */
+  services: readonly FirewallService[];
   /** A line for the console and the log. */
   say: (text: string) => void;
   /** Starts the DHCP client, which the supervisor then keeps running. */
@@ -24,7 +26,7 @@ export interface NetworkOptions {
 }
 
 export interface NetworkEffects {
-  loadFirewall(signal: AbortSignal): Promise<void>;
+  loadFirewall(services: readonly FirewallService[], signal: AbortSignal): Promise<void>;
   raiseLoopback(): void;
   links(): Link[];
   addresses: AddressWatchOptions;
@@ -35,7 +37,8 @@ export interface NetworkEffects {
 const NOTICE_LONGEST_MS = 600_000;
 
 const realEffects: NetworkEffects = {
-  loadFirewall: (signal) => applyFirewall(firewallRuleset({ logsDrops: kernelLogsPackets() }), { signal }),
+  loadFirewall: (services, signal) =>
+    applyFirewall(firewallRuleset({ services, logsDrops: kernelLogsPackets() }), { signal }),
   raiseLoopback: () => setLinkUp('lo'),
   links: () => listLinks(),
   addresses: {},
@@ -44,9 +47,9 @@ const realEffects: NetworkEffects = {
 
 /** Runs until the signal aborts. Throws when the firewall cannot be loaded: the network then stays down. */
 export async function runNetwork(options: NetworkOptions): Promise<void> {
-  const { signal, say, startDhcp, onAddress } = options;
+  const { signal, services, say, startDhcp, onAddress } = options;
   const effects = { ...realEffects, ...options.effects };
-  await effects.loadFirewall(signal);
+  await effects.loadFirewall(services, signal);
   effects.raiseLoopback();
   startDhcp();
 

@@ -11,3 +11,5 @@ export const ETCD_PEER_PORT = 2380;
 /** Where a DHCP client gets its answers: UDP, from port 67. */
 export const DHCP_CLIENT_PORT = 68;
 export const DHCP_SERVER_PORT = 67;
+/** Where time servers answer: UDP. */
+export const NTP_PORT = 123;
