@@ -33,3 +33,11 @@ test('the line that ends a boot names its stage and its reason', () => {
   const match = nodeConsole.failed.exec('[    7.001] init: FAILED data: cannot unseal: PCR 12 is 3f');
   assert.deepEqual(match?.slice(1), ['data', 'cannot unseal: PCR 12 is 3f']);
 });
+
+test('the fingerprint is that of the cluster API, not the recovery key', () => {
+  const fingerprint = `SHA256:${'a'.repeat(43)}`;
+  const recovery = `[    6.900] init.data: the recovery key of the data is ${fingerprint}`;
+  assert.equal(nodeConsole.fingerprint.exec(recovery), null);
+  const own = `[    7.001] init.identity: the cluster API's key is ${fingerprint}`;
+  assert.equal(nodeConsole.fingerprint.exec(own)?.[1], fingerprint);
+});

@@ -7,11 +7,14 @@ export const nodeConsole = {
   stage2: /init\.stage2: start/,
   network: /init\.network: up (\S+)/,
   dataOpen: /init\.data: open\b/,
+  /** Read from the data partition: who says it has opened it. */
+  identity: /init\.identity: this is (node-[0-9a-f]{16})/,
   etcd: /init\.services: etcd healthy/,
   agent: /init\.services: agent healthy/,
   curator: /init\.services: curator healthy/,
   ready: /init: node (node-[0-9a-f]{16}) ready/,
-  fingerprint: /(SHA256:[A-Za-z0-9_-]{43})/,
+  /** Of the cluster API's key, not the recovery key's, which is on the console, too. */
+  fingerprint: /the cluster API's key is (SHA256:[A-Za-z0-9_-]{43})/,
   shutdownComplete: /init: shutdown complete/,
   failed: /init: FAILED ([^:]+): (.*)/,
 } as const;

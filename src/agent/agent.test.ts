@@ -182,7 +182,7 @@ function initService(stopped: string[]): InitService {
       memory: { totalBytes: 1e9, availableBytes: 5e8 },
       pid1RssBytes: 5e7,
       timeline: [{ stage: 'init.stage1: start', atMs: 12.5 }],
-      data: { state: 'open', createdThisBoot: true },
+      data: { state: 'open', createdThisBoot: true, recoveryKeyFingerprint: `SHA256:${'R'.repeat(43)}` },
     }),
     services: async () => [
       { name: 'etcd', state: 'HEALTHY', sinceMs: 10, restarts: 0, lastExit: '', healthy: true },

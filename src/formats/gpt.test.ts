@@ -188,25 +188,53 @@ describe('GPT', () => {
     assert.equal(decodeGpt(ends(grown)).isConsistent, true);
   });
 
-  it('keeps one whole copy when the power goes after any write', () => {
-    const before = imageOf(table);
-    const next = setPartitionAttribute(addPartition(table, data), 4, 48, true);
-    for (const cut of [0, 1, 100, 512, 700, 1100, 16_000]) {
-      for (const [index] of encodeGpt(next).entries()) {
+  for (const [state, damage, first] of [
+    ['both copies are whole', undefined, 'backup'],
+    ['both copies are whole', undefined, 'primary'],
+    ['the backup is damaged', 'tail', 'backup'],
+    ['the primary is damaged', 'head', 'primary'],
+  ] as const) {
+    it(`keeps one whole copy wherever the power goes while it writes the ${first} first: ${state}`, () => {
+      const before = imageOf(table);
+      if (damage !== undefined) ends(before)[damage].fill(0xff);
+      const next = setPartitionAttribute(addPartition(table, data), 4, 48, true);
+      const writes = encodeGpt(next, first);
+      const expected = [table, next].map((gpt) => JSON.stringify(gpt.partitions, big));
+      const longest = Math.max(...writes.map(({ bytes }) => bytes.length));
+      const torn = (index: number, cut: number) => {
         const image = Buffer.from(before);
-        for (const [i, { offset, bytes }] of encodeGpt(next).entries()) {
-          if (i < index) image.set(bytes, offset);
-          if (i === index) image.set(bytes.subarray(0, cut), offset);
-        }
-        const found = plain(decodeGpt(ends(image)));
-        assert.ok(
-          [table, next].some((gpt) => JSON.stringify(gpt.partitions, big) === JSON.stringify(found.partitions, big)),
-        );
-      }
-    }
-    function big(_: string, value: unknown) {
-      return typeof value === 'bigint' ? value.toString() : value;
-    }
+        for (const { offset, bytes } of writes.slice(0, index)) image.set(bytes, offset);
+        const last = writes[index];
+        if (last !== undefined) image.set(last.bytes.subarray(0, cut), last.offset);
+        return JSON.stringify(decodeGpt(ends(image)).partitions, big);
+      };
+      fc.assert(
+        fc.property(fc.nat({ max: writes.length }), fc.nat({ max: longest }), (index, cut) => {
+          assert.ok(expected.includes(torn(index, cut)));
+        }),
+        {
+          numRuns: 200,
+          examples: [512, 1024, 16_384, 16_896].flatMap((cut) => writes.map((_, i) => [i, cut] as [number, number])),
+        },
+      );
+    });
+  }
+
+  function big(_: string, value: unknown) {
+    return typeof value === 'bigint' ? value.toString() : value;
+  }
+
+  it('says what the other copy has when both are whole', () => {
+    const image = imageOf(table);
+    const backup = encodeGpt(addPartition(table, data), 'backup')[0];
+    assert.ok(backup !== undefined);
+    image.set(backup.bytes, backup.offset);
+    const found = decodeGpt(ends(image));
+    assert.deepEqual([found.source, found.isConsistent], ['primary', false]);
+    assert.deepEqual(plain(found), table);
+    assert.deepEqual(found.otherPartitions.at(-1), data);
+    image[600] = (image[600] ?? 0) ^ 1;
+    assert.deepEqual(decodeGpt(ends(image)).otherPartitions, []);
   });
 
   it('sets and clears one attribute bit', () => {

@@ -34,10 +34,14 @@ export interface Gpt {
   readonly partitions: readonly GptPartition[];
 }
 
+export type GptCopy = 'primary' | 'backup';
+
 /** A table as found on a disk. */
 export interface DecodedGpt extends Gpt {
-  /** Which of the two copies was whole. */
-  readonly source: 'primary' | 'backup';
+  /** The copy that counts: the primary, unless only the backup is whole. */
+  readonly source: GptCopy;
+  /** The partitions of the other copy, when it is whole too; otherwise none. */
+  readonly otherPartitions: readonly GptPartition[];
   /** True when both copies are whole, agree, and the backup lies in the disk's last sector. */
   readonly isConsistent: boolean;
 }
@@ -71,12 +75,14 @@ export function usableLbas(disk: { sectorSize: number; diskSectors: number }): {
 }
 
 /**
- * The two writes that make a table: the backup at the end of the disk first, then MBR and primary at the start. At every
- * moment one copy on the disk is whole, so a power cut between or inside them loses nothing.
+ * The two writes that make a table: MBR and primary at the start of the disk, the backup at its end. As long as the copy
+ * that is written second is whole before, one copy on the disk is whole at every moment, so a power cut between or inside
+ * the writes loses nothing.
  *
+ * @param first the copy to write first: a damaged one if there is one
  * @throws RangeError when partitions overlap, leave the disk, or repeat a number or GUID.
  */
-export function encodeGpt(gpt: Gpt): DiskWrite[] {
+export function encodeGpt(gpt: Gpt, first: GptCopy = 'backup'): DiskWrite[] {
   checkTable(gpt);
   const { sectorSize, diskSectors } = gpt;
   const entries = encodeEntries(gpt.partitions);
@@ -89,10 +95,9 @@ export function encodeGpt(gpt: Gpt): DiskWrite[] {
   const tail = new Uint8Array(gptTailSize(sectorSize));
   tail.set(entries);
   tail.set(encodeHeader(gpt, entries, { own: lastLba, alternate: 1, entries: backupEntriesLba }), entriesSize);
-  return [
-    { offset: backupEntriesLba * sectorSize, bytes: tail },
-    { offset: 0, bytes: head },
-  ];
+  const backup = { offset: backupEntriesLba * sectorSize, bytes: tail };
+  const primary = { offset: 0, bytes: head };
+  return first === 'backup' ? [backup, primary] : [primary, backup];
 }
 
 /** The same table for a disk that has grown (or a copy on a larger one): the backup moves to the new end. */
@@ -183,19 +188,21 @@ export function decodeGpt(disk: {
     primary.diskGuid === backup.diskGuid &&
     primary.entriesCrc === backup.entriesCrc;
   const { diskGuid, partitions } = table;
+  const other = table === primary ? backup : primary;
   return {
     diskGuid,
     sectorSize,
     diskSectors,
     partitions,
     source: table === primary ? 'primary' : 'backup',
+    otherPartitions: other instanceof FormatError ? [] : other.partitions,
     isConsistent: isSame,
   };
 }
 
 /** PCR 5's EV_EFI_GPT_EVENT data: header, count and used entries of the primary copy (TCG PC Client §9.4.1). */
 export function encodeGptEvent(gpt: Gpt): Uint8Array {
-  const head = encodeGpt(gpt)[1]?.bytes ?? new Uint8Array(0);
+  const head = encodeGpt(gpt, 'primary')[0]?.bytes ?? new Uint8Array(0);
   const count = Buffer.alloc(8);
   count.writeBigUInt64LE(BigInt(gpt.partitions.length));
   const entries = gpt.partitions.map(({ number }) => {

@@ -25,7 +25,7 @@ const status: NodeStatus = {
   memory: { totalBytes: 2, availableBytes: 1 },
   pid1RssBytes: 1,
   timeline: [{ stage: 'init.stage1: start', atMs: 1.5 }],
-  data: { state: 'open', createdThisBoot: true },
+  data: { state: 'open', createdThisBoot: true, recoveryKeyFingerprint: `SHA256:${'R'.repeat(43)}` },
 };
 
 async function start(overrides: Partial<InitService> = {}) {

@@ -3,7 +3,6 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { readCuratorConfig } from '../curator/config.ts';
 import { createLogStore } from '../supervisor/log-store.ts';
 import { loadServiceManifests } from '../supervisor/service-manifest.ts';
 import { nodeServiceHost } from '../supervisor/service-runnable.ts';
@@ -28,8 +27,8 @@ test('each service finds its keys in /config, where it can read them and change 
     const recoveryKeyFingerprint = `SHA256:${'R'.repeat(43)}`;
     const version = '0.0.0-test';
     writeConfigurations({ host, manifests, parameters, identity, recoveryKeyFingerprint, roles, version });
-    // The volume's, not the parameters', and as the curator wants it.
-    const ofCurator = await readCuratorConfig(join(host.configDirectory, 'curator/config.json'));
+    // The volume's, not the parameters'.
+    const ofCurator = JSON.parse(readFileSync(join(host.configDirectory, 'curator/config.json'), 'utf8'));
     assert.equal(ofCurator.recoveryKeyFingerprint, recoveryKeyFingerprint);
 
     for (const [name, files] of Object.entries(identity.serviceFiles)) {

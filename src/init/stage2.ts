@@ -60,7 +60,8 @@ export async function runStage2(stage: Stage, stage1: Stage1Record): Promise<voi
   const hasTpm = stage1.hasTpm === 'yes';
   try {
     const parameters = await readParameters({ disk: stage1.disk, hasTpm }, log);
-    await openData({ system, parameters, hasTpm }, facts, shutdown, stage);
+    const systemDisk = `/dev/${stage1.disk}`;
+    await openData({ system, systemDisk, parameters, hasTpm }, facts, shutdown, stage);
     const identity = await establishIdentity(system, facts, logStore);
     await startNode({ system, parameters, identity, facts, shutdown, timeline, logStore });
   } catch (error) {
@@ -97,7 +98,7 @@ async function describeBoot(system: SystemDescription, stage1: Stage1Record, log
     stage: 'data',
     roles: [...ROLES],
     tpm: stage1.hasTpm === 'yes' ? 'ready' : 'absent',
-    data: { state: 'closed', createdThisBoot: false },
+    data: { state: 'closed', createdThisBoot: false, recoveryKeyFingerprint: '' },
   };
 }
 
@@ -125,7 +126,8 @@ async function openData(
   try {
     const result = await unlockData(options, { signal: shutdown.signal, onEvent: (text) => log.info(text) });
     for (const warning of result.warnings) log.warning(warning);
-    facts.data = { state: 'open', createdThisBoot: result.state === 'created' };
+    const { recoveryKeyFingerprint } = result;
+    facts.data = { state: 'open', createdThisBoot: result.state === 'created', recoveryKeyFingerprint };
     timeline.reach('init.data', `open (${result.partition}, ${result.state})`, 'init.data: open');
   } catch (error) {
     facts.data.state = 'refused';
@@ -167,7 +169,9 @@ async function startNode(options: NodeStart): Promise<void> {
   await ensureOwnedDirectory(`${DATA}/services`, 0);
   for (const { uid, name, mounts } of manifests)
     if (mounts.data === true) await ensureOwnedDirectory(`${DATA}/services/${name}`, uid);
-  writeConfigurations({ host, manifests, parameters, identity, roles: ROLES, version: system.version });
+  const { recoveryKeyFingerprint } = facts.data;
+  const { version } = system;
+  writeConfigurations({ host, manifests, parameters, identity, recoveryKeyFingerprint, roles: ROLES, version });
 
   let supervisor: Supervisor | undefined;
   // The socket is there before the agent starts, because the agent's bundle binds it.

@@ -17,6 +17,7 @@ function withWorker(name: string, body: string, deadlineMs = 10_000): UnlockOpti
   const workerPath = join(directory, `${name}.js`);
   writeFileSync(workerPath, `const { parentPort: port, workerData } = require('node:worker_threads'); ${body}`);
   return {
+    systemDisk: '/dev/vdb',
     system: { partitionUuid: 'p', policyKeyPem: 'k', sealing: { policyRef: 'r' } },
     parameters: { recovery: { publicKeyPem: 'x' } },
     hasTpm: true,
@@ -53,6 +54,11 @@ test('a TPM is required unless the parameters say otherwise', async () => {
   await assert.rejects(unlock(options), { message: 'true' });
   const parameters = { ...options.parameters, tpm: { required: false } };
   await assert.rejects(unlock({ ...options, parameters }), { message: 'false' });
+});
+
+test('the Worker is told the disk that stage 1 read', async () => {
+  const body = "port.postMessage({ type: 'refused', refusal: 'failed', message: workerData.systemDisk });";
+  await assert.rejects(unlock(withWorker('disk', body)), { message: '/dev/vdb' });
 });
 
 test('a refusal keeps its code and its message', async () => {

@@ -32,6 +32,8 @@ const PATHS: DataPartitionPaths = {
 };
 
 export interface UnlockOptions {
+  /** The disk that stage 1 read the system from, `/dev/vda`. */
+  readonly systemDisk: string;
   readonly system: {
     readonly partitionUuid: string;
     readonly policyKeyPem: string;
@@ -83,6 +85,7 @@ export async function unlockData(options: UnlockOptions, { signal, onEvent }: Un
   process.env['TSS2_LOG'] ??= 'all+NONE';
   const { paths = PATHS, workerPath = WORKER_PATH, deadlineMs = DEADLINE_MS } = options;
   const workerData: DataPartitionRequest = {
+    systemDisk: options.systemDisk,
     systemPartitionUuid: options.system.partitionUuid,
     policy: { policyKeyPem: options.system.policyKeyPem, policyRef: options.system.sealing.policyRef },
     recoveryPublicKeyPem: options.parameters.recovery.publicKeyPem,

@@ -86,7 +86,12 @@ const nodeStatus = object({
   memory: object({ totalBytes: nonNegativeNumber, availableBytes: nonNegativeNumber }),
   pid1RssBytes: nonNegativeNumber,
   timeline: list(timelineEntry, { max: 256 }),
-  data: object({ state: oneOf('closed', 'opening', 'open', 'refused'), createdThisBoot: flag }),
+  data: object({
+    state: oneOf('closed', 'opening', 'open', 'refused'),
+    createdThisBoot: flag,
+    /** Of the public key that the open volume's recovery slot was made for; empty until it is open. */
+    recoveryKeyFingerprint: text({ max: 50, pattern: /^(SHA256:[A-Za-z0-9_-]{43})?$/ }),
+  }),
 });
 
 export const LOG_SEVERITIES = ['DEBUG', 'INFO', 'WARNING', 'ERROR'] as const;

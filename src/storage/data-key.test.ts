@@ -12,7 +12,14 @@ import {
 
 const UUID = '00112233-4455-6677-8899-aabbccddeeff';
 const ABSENT = new Uint8Array();
-const parts = { nodeUnlockKey: Buffer.alloc(32, 1), share: ABSENT, clusterUnlockKey: ABSENT, partitionUuid: UUID };
+const RECOVERY = 'ab'.repeat(32);
+const parts = {
+  nodeUnlockKey: Buffer.alloc(32, 1),
+  share: ABSENT,
+  clusterUnlockKey: ABSENT,
+  partitionUuid: UUID,
+  recoveryPublicKeySha256: RECOVERY,
+};
 
 /** RFC 5869 with one block of output. */
 function hkdf(input: Uint8Array, salt: Uint8Array, info: string): Buffer {
@@ -20,17 +27,24 @@ function hkdf(input: Uint8Array, salt: Uint8Array, info: string): Buffer {
   return createHmac('sha256', key).update(info).update(Buffer.of(1)).digest();
 }
 
-test('the slot key is HKDF-SHA256 of the joined keys under the partition UUID', () => {
+test('the slot key is HKDF-SHA256 of the joined keys under the partition UUID, for one recovery key', () => {
+  const info = `ashlar/data/1 recovery ${RECOVERY}`;
   const salt = Buffer.from('00112233445566778899aabbccddeeff', 'hex');
-  assert.deepEqual(deriveSlotKey(parts), hkdf(parts.nodeUnlockKey, salt, 'ashlar/data/1'));
+  assert.deepEqual(deriveSlotKey(parts), hkdf(parts.nodeUnlockKey, salt, info));
   const all = { ...parts, share: Buffer.alloc(32, 2), clusterUnlockKey: Buffer.alloc(32, 3) };
   const joined = Buffer.concat([Buffer.alloc(32, 1), Buffer.alloc(32, 2), Buffer.alloc(32, 3)]);
-  assert.deepEqual(deriveSlotKey(all), hkdf(joined, salt, 'ashlar/data/1'));
+  assert.deepEqual(deriveSlotKey(all), hkdf(joined, salt, info));
+});
+
+test('a header that names another recovery key gives another slot key', () => {
+  const forged = { ...parts, recoveryPublicKeySha256: 'cd'.repeat(32) };
+  assert.notDeepEqual(deriveSlotKey(forged), deriveSlotKey(parts));
 });
 
 test('a part of a wrong length derives no key', () => {
   assert.throws(() => deriveSlotKey({ ...parts, nodeUnlockKey: ABSENT }), /the node unlock key has 0 bytes/);
   assert.throws(() => deriveSlotKey({ ...parts, share: Buffer.alloc(31) }), /share has 31 bytes/);
+  assert.throws(() => deriveSlotKey({ ...parts, recoveryPublicKeySha256: 'AB' }), /is not 64 hex digits/);
   assert.throws(() => uuidBytes('no uuid'), /cannot read UUID/);
 });
 

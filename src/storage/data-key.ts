@@ -4,7 +4,8 @@
  *   node unlock key  32 random bytes, sealed to the TPM
  *   share            32 bytes in the TPM's NV anchor            not used yet: empty
  *   cluster key      32 bytes the cluster releases to a node    not used in a cluster of one: empty
- *   slot key         HKDF-SHA256(node unlock key ‖ share ‖ cluster key, salt = partition UUID, "ashlar/data/1")
+ *   slot key         HKDF-SHA256(node unlock key ‖ share ‖ cluster key, salt = partition UUID,
+ *                    "ashlar/data/1 recovery " ‖ SHA-256 of the recovery public key)
  *   recovery key     32 random bytes, encrypted to the operator's recovery public key
  */
 import {
@@ -22,14 +23,21 @@ export const UNLOCK_KEY_BYTES = 32;
 const RECOVERY_KEY_MIN_BITS = 2048;
 const RECOVERY_KEY_MAX_BITS = 8192;
 
-/** The key of slot 0. Parts that a machine does not use are empty. Wipe it after use. */
+/**
+ * The key of slot 0. Parts that a machine does not use are empty. Wipe it after use.
+ *
+ * The recovery public key takes part because the token that names it has no MAC: with another name in it the slot does
+ * not open, so a volume that opens says truly for whom its recovery slot was made.
+ */
 export function deriveSlotKey(parts: {
   readonly nodeUnlockKey: Uint8Array;
   readonly share: Uint8Array;
   readonly clusterUnlockKey: Uint8Array;
   readonly partitionUuid: string;
+  /** SHA-256 of its SPKI, lower-case hex, as in the recovery token. */
+  readonly recoveryPublicKeySha256: string;
 }): Buffer {
-  const { nodeUnlockKey, share, clusterUnlockKey, partitionUuid } = parts;
+  const { nodeUnlockKey, share, clusterUnlockKey, partitionUuid, recoveryPublicKeySha256 } = parts;
   if (nodeUnlockKey.length !== UNLOCK_KEY_BYTES) {
     throw new RangeError(`cannot derive the slot key: the node unlock key has ${nodeUnlockKey.length} bytes, not 32`);
   }
@@ -39,8 +47,12 @@ export function deriveSlotKey(parts: {
       throw new RangeError(`cannot derive the slot key: ${name} has ${part.length} bytes, not 0 or 32`);
     }
   }
+  if (!/^[0-9a-f]{64}$/.test(recoveryPublicKeySha256)) {
+    throw new RangeError('cannot derive the slot key: the SHA-256 of the recovery public key is not 64 hex digits');
+  }
   const input = Buffer.concat([nodeUnlockKey, share, clusterUnlockKey]);
-  const key = hkdfSync('sha256', input, uuidBytes(partitionUuid), 'ashlar/data/1', UNLOCK_KEY_BYTES);
+  const info = `ashlar/data/1 recovery ${recoveryPublicKeySha256}`;
+  const key = hkdfSync('sha256', input, uuidBytes(partitionUuid), info, UNLOCK_KEY_BYTES);
   input.fill(0);
   return Buffer.from(key);
 }

@@ -161,3 +161,93 @@ test('a kernel that sees the partition elsewhere than the table is not believed'
   );
   assert.throws(() => planDataPartition({ ...next, kernelPartitions }, NEW_UUID), /restart the machine/);
 });
+
+/** The two copies of different tables; undefined: damaged. */
+function copies(primary: Gpt | undefined, backup: Gpt | undefined): { head: Buffer; tail: Buffer } {
+  const { sectorSize, diskSectors } = (primary ?? backup) as Gpt;
+  const damaged = {
+    head: Buffer.alloc(gptHeadSize(sectorSize), 0xff),
+    tail: Buffer.alloc(gptTailSize(sectorSize), 0xff),
+  };
+  return {
+    head: primary === undefined ? damaged.head : writeEnds(primary, diskSectors).head,
+    tail: backup === undefined ? damaged.tail : writeEnds(backup, diskSectors).tail,
+  };
+}
+
+/** Tables of one disk: as shipped, with a new data partition, with an initialised one. */
+function tables(): { fresh: Gpt; added: Gpt; marked: Gpt } {
+  const disk = freshDisk(2048);
+  const [added, marked] = planDataPartition(disk, NEW_UUID).steps.flatMap((step) => ('gpt' in step ? [step.gpt] : []));
+  assert.ok(added !== undefined && marked !== undefined);
+  return { fresh: imageTable(512, disk.gpt.diskSectors), added, marked };
+}
+
+test('a mark that only the backup has counts: the partition is opened, never created again', () => {
+  const { added, marked } = tables();
+  const plan = planDataPartition(diskOf(copies(added, marked), 512, marked.diskSectors), NEW_UUID);
+  assert.deepEqual(kinds(plan), ['write-table', 'open-volume', 'check-filesystem', 'mount']);
+  const [repair] = plan.steps;
+  assert.ok(repair?.kind === 'write-table');
+  assert.equal(repair.first, 'primary');
+  assert.match(repair.reason, /only the backup table says/);
+  assert.deepEqual(repair.gpt.partitions, marked.partitions);
+});
+
+test('nothing is made over an initialised partition that only the backup table knows', () => {
+  const { fresh, added, marked } = tables();
+  const elsewhere = {
+    ...added,
+    partitions: added.partitions.map((one) =>
+      one.number === 4 ? { ...one, uniqueGuid: '77777777-8888-4777-8666-555555555555' } : one,
+    ),
+  };
+  for (const primary of [fresh, elsewhere]) {
+    assert.throws(
+      () => planDataPartition(diskOf(copies(primary, marked), 512, marked.diskSectors), NEW_UUID),
+      new RegExp(`an initialised data partition \\(${NEW_UUID}\\); nothing was written.*wipe the disk`),
+    );
+  }
+});
+
+test('wherever the power goes while tables are written, one copy is whole, and a mark that was there still counts', () => {
+  const { fresh, added, marked } = tables();
+  const { diskSectors } = fresh;
+  const states: Record<string, readonly [Gpt | undefined, Gpt | undefined]> = {
+    fresh: [fresh, fresh],
+    'fresh, backup damaged': [fresh, undefined],
+    'fresh, primary damaged': [undefined, fresh],
+    'primary without the data partition': [fresh, added],
+    added: [added, added],
+    'added, primary damaged': [undefined, added],
+    'half marked': [added, marked],
+    'half marked the other way': [marked, added],
+    'marked, backup damaged': [marked, undefined],
+    'marked, primary damaged': [undefined, marked],
+  };
+  const decode = (ends: { head: Buffer; tail: Buffer }) => diskOf(ends, 512, diskSectors);
+  fc.assert(
+    fc.property(
+      fc.constantFrom(...Object.values(states)),
+      fc.nat({ max: 5 }),
+      fc.oneof(fc.nat({ max: 2048 }), fc.nat({ max: 17_408 })),
+      (state, count, cut) => {
+        const ends = copies(...state);
+        const isMarked = state.includes(marked);
+        const plan = planDataPartition(decode(ends), NEW_UUID);
+        const writes = plan.steps.flatMap((step) => ('gpt' in step ? encodeGpt(step.gpt, step.first) : []));
+        for (const [index, { offset, bytes }] of writes.slice(0, count + 1).entries()) {
+          const end = offset === 0 ? ends.head : ends.tail;
+          end.set(index === count ? bytes.subarray(0, cut) : bytes);
+        }
+        const next = planDataPartition(decode(ends), '11111111-8888-4777-8666-555555555555');
+        if (isMarked) {
+          assert.equal(plan.creates, false);
+          assert.equal(next.creates, false);
+          assert.equal(next.partition.uniqueGuid, NEW_UUID);
+        }
+      },
+    ),
+    { numRuns: 1000 },
+  );
+});

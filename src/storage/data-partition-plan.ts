@@ -6,12 +6,14 @@
  *   DATA, initialised ────────────────────────────────────────────────────────────▶ open ─▶ check ─▶ mount
  *
  * "Initialised" is GPT attribute bit 48 of the partition and is set last, when the file system is on the disk. A power
- * cut before that repeats everything; afterwards nothing formats ever again, whatever the header looks like.
+ * cut before that repeats everything; afterwards nothing formats ever again, whatever the header looks like. One whole
+ * copy of the table that has the bit is enough, and it is rewritten only when the other one has it, too.
  */
 import {
   addPartition,
   type DecodedGpt,
   type Gpt,
+  type GptCopy,
   type GptPartition,
   relocateGpt,
   setPartitionAttribute,
@@ -32,7 +34,13 @@ export interface DiskState {
 }
 
 export type DataStep =
-  | { readonly kind: 'write-table'; readonly reason: string; readonly gpt: Gpt }
+  | {
+      readonly kind: 'write-table';
+      readonly reason: string;
+      readonly gpt: Gpt;
+      /** The copy to write first: the other one holds the table until this one is durable. */
+      readonly first: GptCopy;
+    }
   | {
       readonly kind: 'show-to-kernel';
       readonly number: number;
@@ -44,7 +52,7 @@ export type DataStep =
   | { readonly kind: 'make-filesystem' }
   | { readonly kind: 'check-filesystem' }
   | { readonly kind: 'mount' }
-  | { readonly kind: 'mark-initialised'; readonly gpt: Gpt };
+  | { readonly kind: 'mark-initialised'; readonly gpt: Gpt; readonly first: GptCopy };
 
 export interface DataPlan {
   readonly partition: GptPartition;
@@ -66,24 +74,52 @@ const MIB = 1024 * 1024;
  * Throws `DiskTooSmallError`, or an error when the table holds something that is not ours where DATA belongs.
  */
 export function planDataPartition(disk: DiskState, newUuid: string): DataPlan {
-  const table = relocateGpt(disk.gpt, disk.gpt.diskSectors);
+  const lostMark = markOnlyInBackup(disk);
+  const found = relocateGpt(disk.gpt, disk.gpt.diskSectors);
+  const table = lostMark === undefined ? found : setPartitionAttribute(found, lostMark, initialisedAttributeBit, true);
+  const first: GptCopy = disk.gpt.source === 'backup' || lostMark !== undefined ? 'primary' : 'backup';
   const existing = table.partitions.find(({ typeGuid }) => typeGuid === diskLayout.data.typeGuid);
   const partition = existing ?? newDataPartition(disk.path, table, newUuid);
   const gpt = existing === undefined ? addPartition(table, partition) : table;
-  const isInitialised = (partition.attributes & (1n << BigInt(initialisedAttributeBit))) !== 0n;
+  const creates = !isInitialised(partition);
   const steps: DataStep[] = [];
-  if (existing === undefined) steps.push({ kind: 'write-table', reason: 'add the data partition', gpt });
-  else if (!disk.gpt.isConsistent) steps.push({ kind: 'write-table', reason: `repair: ${damageOf(disk.gpt)}`, gpt });
+  if (existing === undefined) steps.push({ kind: 'write-table', reason: 'add the data partition', gpt, first });
+  else if (!disk.gpt.isConsistent)
+    steps.push({ kind: 'write-table', reason: `repair: ${damageOf(disk.gpt, lostMark !== undefined)}`, gpt, first });
   const shown = showToKernel(disk, gpt, partition);
   if (shown !== undefined) steps.push(shown);
-  if (isInitialised) {
+  if (!creates) {
     steps.push({ kind: 'open-volume' }, { kind: 'check-filesystem' }, { kind: 'mount' });
   } else {
     const marked = setPartitionAttribute(gpt, partition.number, initialisedAttributeBit, true);
     steps.push({ kind: 'create-volume' }, { kind: 'open-volume' }, { kind: 'make-filesystem' }, { kind: 'mount' });
-    steps.push({ kind: 'mark-initialised', gpt: marked });
+    steps.push({ kind: 'mark-initialised', gpt: marked, first: 'backup' });
   }
-  return { partition, creates: !isInitialised, steps };
+  return { partition, creates, steps };
+}
+
+function isInitialised({ attributes }: GptPartition): boolean {
+  return (attributes & (1n << BigInt(initialisedAttributeBit))) !== 0n;
+}
+
+/**
+ * The number of the data partition that only the backup marks as initialised: the power went while the mark was written.
+ * Throws when the backup's is not the partition of the primary: that is somebody's data, and nothing is made over it.
+ */
+function markOnlyInBackup({ path, gpt }: DiskState): number | undefined {
+  const isData = ({ typeGuid }: GptPartition) => typeGuid === diskLayout.data.typeGuid;
+  const counting = gpt.partitions.find(isData);
+  const other = gpt.otherPartitions.find((partition) => isData(partition) && isInitialised(partition));
+  if (other === undefined || (counting !== undefined && isInitialised(counting))) return undefined;
+  const isSame =
+    counting !== undefined &&
+    (['number', 'uniqueGuid', 'startLba', 'endLba'] as const).every((key) => counting[key] === other[key]);
+  if (isSame) return counting.number;
+  throw new Error(
+    `cannot make a data partition on ${path}: the table at its start has no data yet, but the one at its end has an ` +
+      `initialised data partition (${other.uniqueGuid}); nothing was written. To keep that data, restore the table ` +
+      '(sgdisk --load-backup, or "use backup header" of gdisk); to give it up, wipe the disk before the image is written to it',
+  );
 }
 
 function newDataPartition(path: string, table: Gpt, uuid: string): GptPartition {
@@ -111,8 +147,10 @@ function newDataPartition(path: string, table: Gpt, uuid: string): GptPartition 
   return { number, typeGuid, uniqueGuid: uuid, name, startLba, endLba, attributes: 0n };
 }
 
-function damageOf(gpt: DecodedGpt): string {
-  return gpt.source === 'backup' ? 'the primary table is damaged' : 'the backup table is not at the end of the disk';
+function damageOf(gpt: DecodedGpt, isMarkLost: boolean): string {
+  if (isMarkLost) return 'only the backup table says that the data partition is initialised';
+  if (gpt.source === 'backup') return 'the primary table is damaged';
+  return gpt.otherPartitions.length > 0 ? 'the two tables differ' : 'the backup table is not at the end of the disk';
 }
 
 /** The kernel does not know a partition that was added after it had read the table. */

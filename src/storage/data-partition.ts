@@ -30,6 +30,7 @@ import {
 } from './data-partition-plan.ts';
 import { createDataVolume, DATA_DEVICE, openDataVolume, readDataHeader, WrongSlotKeyError } from './data-volume.ts';
 import { LuksHeaderError } from './luks-header.ts';
+import { type RecoveryToken, recoveryKeyFingerprint, recoveryTokenOf } from './luks-tokens.ts';
 import {
   type NewNodeKey,
   type NodeKeyKeeper,
@@ -38,7 +39,8 @@ import {
   tpmKeeper,
   unsealedKeeper,
 } from './node-key.ts';
-import { findDiskWithPartition, writeTable } from './partition-table.ts';
+import { readSystemDisk, writeTable } from './partition-table.ts';
+import { TwoSystemDisksError } from './system-disk.ts';
 
 /** PCR of our own measurements of the volume. */
 const VOLUME_PCR = 15;
@@ -49,7 +51,9 @@ const REPORTED_PCRS = [4, 7, 11, 12, 13, 14, 15] as const;
 const ABSENT = new Uint8Array();
 
 export interface DataPartitionRequest {
-  /** PARTUUID of the system partition that runs: DATA is on the same disk. */
+  /** The disk that stage 1 read the running system from, `/dev/vda`: DATA is on it and on no other. */
+  readonly systemDisk: string;
+  /** PARTUUID of the system partition that runs. */
   readonly systemPartitionUuid: string;
   readonly policy: SealingPolicy;
   /** The operator's RSA public key, PEM. */
@@ -87,6 +91,8 @@ export interface DataPartitionResult {
   readonly partition: string;
   /** What is mounted, `/dev/mapper/ashlar-data`. */
   readonly device: string;
+  /** For whom the recovery slot was made: `SHA256:` and base64url of the SHA-256 of the public key's SPKI. */
+  readonly recoveryKeyFingerprint: string;
   readonly warnings: readonly string[];
   /** SHA-256 PCRs after leave-initrd, hex by index; empty without a TPM. */
   readonly pcrs: Readonly<Record<string, string>>;
@@ -100,6 +106,7 @@ export type DataRefusal =
   | 'tpm-failed'
   | 'secure-boot-off'
   | 'disk-too-small'
+  | 'two-system-disks'
   | 'header-refused'
   | 'wrong-key'
   | 'no-node-key'
@@ -131,14 +138,16 @@ export async function openDataPartition(
   try {
     using scope = new DisposableStack();
     const keeper = chooseKeeper(request, tpm, scope);
-    const disk = findDiskWithPartition(request.systemPartitionUuid);
+    const disk = readSystemDisk(request.systemDisk, request.systemPartitionUuid);
     const plan = planDataPartition(disk, randomUUID());
-    const opening = { request, surroundings, tpm, keeper, disk, plan, phase, warnings: [...keeper.warnings] };
+    const volume = { recoveryKeyFingerprint: '' };
+    const opening = { request, surroundings, tpm, keeper, disk, plan, phase, volume, warnings: [...keeper.warnings] };
     await applyPlan(opening, scope);
     return {
       state: plan.creates ? 'created' : 'opened',
       partition: partitionPath(opening),
       device: DATA_DEVICE,
+      recoveryKeyFingerprint: opening.volume.recoveryKeyFingerprint,
       warnings: opening.warnings,
       pcrs: tpm === undefined ? {} : reportPcrs(tpm),
     };
@@ -157,6 +166,8 @@ interface Opening {
   readonly disk: DiskState;
   readonly plan: DataPlan;
   readonly phase: InitrdPhase;
+  /** Of the volume once it is open. */
+  readonly volume: { recoveryKeyFingerprint: string };
   readonly warnings: string[];
 }
 
@@ -238,7 +249,7 @@ async function applyStep(opening: Opening, step: DataStep, creation: Creation | 
   switch (step.kind) {
     case 'write-table':
       surroundings.report(`writing the partition table of ${disk.path}: ${step.reason}`);
-      return writeTable(disk.path, step.gpt);
+      return writeTable(disk.path, step.gpt, step.first);
     case 'show-to-kernel':
       return addPartition(disk.path, step);
     case 'create-volume':
@@ -258,13 +269,13 @@ async function applyStep(opening: Opening, step: DataStep, creation: Creation | 
       return mountData(DATA_DEVICE, request.paths.mountPoint);
     case 'mark-initialised':
       syncDisks();
-      return writeTable(disk.path, step.gpt);
+      return writeTable(disk.path, step.gpt, step.first);
   }
 }
 
 function createVolume(opening: Opening, { nodeKey, recoveryKey, recoveryToken }: Creation): void {
   const uuid = opening.plan.partition.uniqueGuid;
-  const slotKey = slotKeyOf(nodeKey.key, uuid);
+  const slotKey = slotKeyOf(nodeKey.key, uuid, recoveryToken);
   try {
     const nodeTokens = nodeKey.tokens;
     createDataVolume(partitionPath(opening), { uuid, slotKey, recoveryKey, nodeTokens, recoveryToken });
@@ -280,22 +291,31 @@ function openVolume(opening: Opening): void {
   const path = partitionPath(opening);
   const header = readDataHeader(path, uuid);
   const nodeKey = keeper.recall(header.accepted.tokens);
-  const slotKey = slotKeyOf(nodeKey, uuid);
+  const recoveryToken = recoveryTokenOf(header.accepted.tokens);
+  const slotKey = slotKeyOf(nodeKey, uuid, recoveryToken);
   nodeKey.fill(0);
   try {
     using volume = openDataVolume(path, header, slotKey, { path: request.paths.headers });
+    // The slot opened, so the token names the key that the volume was made with.
+    opening.volume.recoveryKeyFingerprint = recoveryKeyFingerprint(recoveryToken);
     volume.activate();
     tpm?.extendPcr(VOLUME_PCR, volumeKeyMeasurement(volume.volumeKey, uuid));
     phase.leave();
     if (volume.repair()) warnings.push('one copy of the LUKS2 header was damaged or out of date and was written again');
     surroundings.report(`${path} is open as ${DATA_DEVICE}`);
+    surroundings.report(`the recovery key of the data is ${opening.volume.recoveryKeyFingerprint}`);
   } finally {
     slotKey.fill(0);
   }
 }
 
-function slotKeyOf(nodeUnlockKey: Uint8Array, partitionUuid: string): Buffer {
-  return deriveSlotKey({ nodeUnlockKey, share: ABSENT, clusterUnlockKey: ABSENT, partitionUuid });
+function slotKeyOf(
+  nodeUnlockKey: Uint8Array,
+  partitionUuid: string,
+  { publicKeySha256 }: Pick<RecoveryToken, 'publicKeySha256'>,
+): Buffer {
+  const absent = { share: ABSENT, clusterUnlockKey: ABSENT };
+  return deriveSlotKey({ nodeUnlockKey, ...absent, partitionUuid, recoveryPublicKeySha256: publicKeySha256 });
 }
 
 function partitionPath({ disk, plan }: Pick<Opening, 'disk' | 'plan'>): string {
@@ -319,6 +339,7 @@ function explain(error: unknown): DataPartitionError {
   if (error instanceof DataPartitionError) return error;
   const message = error instanceof Error ? error.message : String(error);
   const failed = (refusal: DataRefusal, text: string) => new DataPartitionError(refusal, text, { cause: error });
+  if (error instanceof TwoSystemDisksError) return failed('two-system-disks', message);
   if (error instanceof DiskTooSmallError) return failed('disk-too-small', message);
   if (error instanceof SecureBootOffError) return failed('secure-boot-off', `cannot seal the node key: ${message}`);
   if (error instanceof SealingError) {
@@ -340,7 +361,8 @@ function explain(error: unknown): DataPartitionError {
   if (error instanceof WrongSlotKeyError) {
     return failed(
       'wrong-key',
-      `cannot open the data partition: ${message}; it is another volume than the key's; ${RECOVER}`,
+      `cannot open the data partition: ${message}; it is another volume than the key's, or its header ` +
+        `names another recovery key than it was made with; ${RECOVER}`,
     );
   }
   if (error instanceof FilesystemDamagedError) return failed('filesystem-damaged', message);

@@ -44,11 +44,13 @@ export function makeVolume(nodeTokens?: readonly DataToken[]): FixtureVolume {
   const recoveryKey = randomBytes(32);
   const recoveryPem = publicKey.export({ format: 'pem', type: 'spki' }).toString();
   const absent = new Uint8Array();
+  const recoveryToken = encodeRecoveryToken(recoveryKey, readRecoveryPublicKey(recoveryPem));
   const slotKey = deriveSlotKey({
     nodeUnlockKey: randomBytes(32),
     share: absent,
     clusterUnlockKey: absent,
     partitionUuid: FIXTURE_UUID,
+    recoveryPublicKeySha256: recoveryToken.publicKeySha256,
   });
   const token = fixtureTpm2Token();
   createDataVolume(path, {
@@ -56,7 +58,7 @@ export function makeVolume(nodeTokens?: readonly DataToken[]): FixtureVolume {
     slotKey,
     recoveryKey,
     nodeTokens: nodeTokens ?? [token, token],
-    recoveryToken: encodeRecoveryToken(recoveryKey, readRecoveryPublicKey(recoveryPem)),
+    recoveryToken,
   });
   return {
     directory,

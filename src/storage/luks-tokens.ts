@@ -102,6 +102,18 @@ export function sealedSecretOf(tokens: readonly DataToken[]): (SealedSecret & { 
   return undefined;
 }
 
+/** The recovery token of an accepted header, which has exactly one. */
+export function recoveryTokenOf(tokens: readonly DataToken[]): RecoveryToken {
+  const token = tokens.find(({ type }) => type === 'ashlar-recovery');
+  if (token?.type !== 'ashlar-recovery') throw new Error('cannot name the recovery key: the header has no token of it');
+  return token;
+}
+
+/** The recovery key as the console and ashlarctl name keys: `SHA256:` and base64url of the SHA-256 of its SPKI. */
+export function recoveryKeyFingerprint({ publicKeySha256 }: Pick<RecoveryToken, 'publicKeySha256'>): string {
+  return `SHA256:${Buffer.from(publicKeySha256, 'hex').toString('base64url')}`;
+}
+
 function tpm2TokenChecksum(token: Omit<Tpm2Token, 'sha256'>): string {
   const { policyRef, storageRootKeyName, pcr7, publicArea, privateArea } = token;
   const fields = JSON.stringify([policyRef, storageRootKeyName, pcr7, publicArea, privateArea]);

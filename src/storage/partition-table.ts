@@ -1,28 +1,38 @@
 /** Partition tables of real disks: reading both copies, and writing a changed table so that a power cut loses none. */
 import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs';
-import { decodeGpt, encodeGpt, type Gpt, type GptPartition, gptHeadSize, gptTailSize } from '../formats/gpt.ts';
+import {
+  type DecodedGpt,
+  decodeGpt,
+  encodeGpt,
+  type Gpt,
+  type GptCopy,
+  gptHeadSize,
+  gptTailSize,
+} from '../formats/gpt.ts';
 import { type Disk, listDisks, listPartitions } from '../linux/block.ts';
 import type { DiskState } from './data-partition-plan.ts';
+import { systemDiskTable } from './system-disk.ts';
 
-/** The disk with the partition of that PARTUUID. Throws when no disk has it, with what each disk has instead. */
-export function findDiskWithPartition(partitionUuid: string): DiskState {
-  const findings: string[] = [];
-  for (const disk of listDisks()) {
-    try {
-      const gpt = readTable(disk);
-      if (gpt.partitions.some(({ uniqueGuid }: GptPartition) => uniqueGuid === partitionUuid)) {
-        return { path: disk.path, gpt, kernelPartitions: listPartitions(disk.name) };
-      }
-      findings.push(`${disk.name}: no partition with it`);
-    } catch (error) {
-      findings.push(`${disk.name}: ${error instanceof Error ? error.message : String(error)}`);
-    }
-  }
-  const seen = findings.join('; ') || 'the machine has no disk';
-  throw new Error(`cannot find the disk with system partition ${partitionUuid} (${seen})`);
+/** The disk that the running system was read from, and no other. Throws as {@link systemDiskTable}. */
+export function readSystemDisk(systemDisk: string, partitionUuid: string): DiskState {
+  const disks = listDisks();
+  const gpt = systemDiskTable(
+    disks.map((disk) => ({ path: disk.path, table: attemptTable(disk) })),
+    systemDisk,
+    partitionUuid,
+  );
+  return { path: systemDisk, gpt, kernelPartitions: listPartitions(systemDisk.slice('/dev/'.length)) };
 }
 
-function readTable({ path, sizeBytes, logicalBlockBytes }: Disk): ReturnType<typeof decodeGpt> {
+function attemptTable(disk: Disk): DecodedGpt | Error {
+  try {
+    return readTable(disk);
+  } catch (error) {
+    return error instanceof Error ? error : new Error(String(error));
+  }
+}
+
+function readTable({ path, sizeBytes, logicalBlockBytes }: Disk): DecodedGpt {
   const fd = openSync(path, 'r');
   try {
     const head = readAt(fd, 0, gptHeadSize(logicalBlockBytes));
@@ -34,11 +44,11 @@ function readTable({ path, sizeBytes, logicalBlockBytes }: Disk): ReturnType<typ
   }
 }
 
-/** Writes a table, each copy durable before the next is touched. */
-export function writeTable(path: string, gpt: Gpt): void {
+/** Writes a table, `first` being the copy that is durable before the other is touched. */
+export function writeTable(path: string, gpt: Gpt, first: GptCopy): void {
   const fd = openSync(path, 'r+');
   try {
-    for (const { offset, bytes } of encodeGpt(gpt)) {
+    for (const { offset, bytes } of encodeGpt(gpt, first)) {
       writeAt(fd, offset, bytes);
       fsyncSync(fd);
     }
