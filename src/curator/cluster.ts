@@ -9,6 +9,8 @@ export interface Cluster {
   readonly createdAt: Date;
   /** The version of this curator. */
   readonly version: string;
+  /** Of the data partition below: the owner compares it at take-ownership. */
+  readonly recoveryKeyFingerprint: string;
   readonly etcd: EtcdClient;
   readonly authority: Authority;
   /** The last one of each node, by node ID. */

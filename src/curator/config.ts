@@ -12,6 +12,8 @@ const curatorConfig = object({
   ownerCertificatePem: pem,
   /** The self-signed certificate of the node that the curator runs on. */
   nodeCertificatePem: pem,
+  /** Of the data partition that the curator's state lies on, as the console shows it. */
+  recoveryKeyFingerprint: text({ max: 50, pattern: /^SHA256:[A-Za-z0-9_-]{43}$/ }),
   listen: address,
   etcd: address,
   version: text({ min: 1, max: 128 }),

@@ -21,6 +21,7 @@ import { createCluster, readCluster } from './records.ts';
 
 const etcdBinary = await findEtcd();
 const DAY_MS = 86_400_000;
+const RECOVERY = `SHA256:${'R'.repeat(43)}`;
 
 interface RunningCurator extends AsyncDisposable {
   readonly port: number;
@@ -48,6 +49,7 @@ async function startCurator(
       nodeId,
       ownerCertificatePem: (options.owner ?? owner).certificatePem,
       nodeCertificatePem: node.certificatePem,
+      recoveryKeyFingerprint: RECOVERY,
       listen: '127.0.0.1:0',
       etcd: etcd.options.address,
       version: '0.0.0-test',
@@ -180,6 +182,15 @@ describe('curator on a real etcd', { skip: etcdBinary === undefined ? NO_ETCD : 
       using channel = await curator.connect(operator);
       assert.match((await channel.client(ClusterService).getClusterStatus({})).clusterId, /^cluster-[0-9a-f]{16}$/);
     }
+  });
+
+  test('the owner is told the recovery key of the data, whatever is asked for', async () => {
+    await using curator = await startCurator(etcd);
+    using channel = await curator.connect(owner);
+    const { publicKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+    const publicKeyDer = publicKey.export({ type: 'spki', format: 'der' });
+    const answer = await channel.client(ClusterService).takeOwnership({ publicKeyDer, operatorName: 'ada' });
+    assert.equal(answer.recoveryKeyFingerprint, RECOVERY);
   });
 
   test('another owner in the node parameters does not own a cluster that exists', async () => {

@@ -58,6 +58,7 @@ export async function runCurator(options: CuratorOptions): Promise<void> {
     clusterId: record.clusterId,
     createdAt: record.createdAt === undefined ? now() : timestampDate(record.createdAt),
     version: config.version,
+    recoveryKeyFingerprint: config.recoveryKeyFingerprint,
     etcd,
     authority: openAuthority(record),
     heartbeats: new Map(),

@@ -6,6 +6,7 @@
  *       TLS handshake with the owner's key ───────────►  certificate is the one in the cluster's record
  *       TakeOwnership(operator's public key) ─────────►  check the key and the name
  *       ◄──────────────────── operator certificate, CA    issue; nothing is stored
+ *       compares the recovery key         and the fingerprint of this node's recovery key
  */
 import { createPublicKey, type KeyObject } from 'node:crypto';
 import type { MessageInitShape } from '@bufbuild/protobuf';
@@ -26,6 +27,7 @@ export async function takeOwnership(
     certificateDer: issued.der,
     caCertificateDer: cluster.authority.certificate.raw,
     clusterId: cluster.clusterId,
+    recoveryKeyFingerprint: cluster.recoveryKeyFingerprint,
   };
 }
 

@@ -240,18 +240,19 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   let endpoint: string;
   let nodeEndpoint: string;
   let owner: string;
+  let recovery: string;
   let stopCurator: () => Promise<void>;
   const running = new AsyncDisposableStack();
 
   before(async () => {
     etcd = running.use(await startEtcd(etcdBinary ?? ''));
     owner = join(home, 'owner-of-one');
-    await runWell('cluster', 'prepare', owner);
+    recovery = JSON.parse(await runWell('cluster', 'prepare', owner, '--json')).recoveryFingerprint;
     const initSocket = join(home, 'init.sock');
     running.use(
       await startInitServer({
         path: initSocket,
-        service: initService(nodeId, stopped),
+        service: initService(nodeId, recovery, stopped),
         log: quiet,
         gid: process.getgid?.() ?? 0,
       }),
@@ -263,6 +264,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
         nodeId,
         ownerCertificatePem: await readFile(join(owner, 'owner.crt'), 'utf8'),
         nodeCertificatePem: node.certificatePem,
+        recoveryKeyFingerprint: recovery,
         listen: '127.0.0.1:0',
         etcd: etcd.options.address,
         version: '0.0.0-test',
@@ -330,6 +332,23 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     );
   });
 
+  test('a cluster whose data opens with a recovery key of somebody else is refused, with both keys and no context', async () => {
+    const other = join(home, 'alert/swapped-recovery');
+    const { recoveryFingerprint } = JSON.parse(await runWell('cluster', 'prepare', other, '--json'));
+    for (const file of ['owner.crt', 'owner.key'])
+      await writeFile(join(other, file), await readFile(join(owner, file)));
+    const take = ['cluster', 'take-ownership', '--endpoint', endpoint, '--fingerprint', fingerprint, '--owner', other];
+    const message = await runBadly(
+      /^(ashlarctl: |error: )?cannot own this cluster: .*is not yours; no context was written/m,
+      ...[...take, '--context', 'swapped'],
+    );
+    assert.ok(message.includes(recoveryFingerprint) && message.includes(recovery), message);
+    assert.match(message, /If not, trust nothing of this cluster/);
+    assert.equal(await openContexts().read('swapped'), undefined);
+    await rm(join(other, 'recovery.pub'));
+    await runBadly(/cannot read the owner's keys: .*recovery\.pub/, ...take);
+  });
+
   test('a context of another cluster is not overwritten', async () => {
     const context = await openContexts().read('default');
     assert.ok(context !== undefined);
@@ -377,7 +396,9 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   test('a node is found by the beginning of its ID; describe, services and logs come from the node itself', async () => {
     const short = nodeId.slice('node-'.length, 'node-'.length + 4);
     assert.match(await runWell('node', 'describe', short), /Secure Boot {2}enabled/);
-    assert.equal(JSON.parse(await runWell('node', 'describe', short, '--json')).tpm, 'ready');
+    const described = JSON.parse(await runWell('node', 'describe', short, '--json'));
+    assert.deepEqual([described.tpm, described.data.recoveryKeyFingerprint], ['ready', recovery]);
+    assert.ok((await runWell('node', 'describe', short)).includes(`Recovery     ${recovery}\n`));
     assert.match(await runWell('node', 'services', short), /chrony {3}BACKOFF {2}0 s .*x…$/m);
     assert.equal(JSON.parse(await runWell('node', 'services', nodeId, '--json')).length, 2);
     const lines = (await run('node', 'logs', short, '--tail', '4')).stdout.trimEnd().split('\n');
@@ -415,7 +436,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   });
 });
 
-function initService(nodeId: string, stopped: string[]): InitService {
+function initService(nodeId: string, recoveryKeyFingerprint: string, stopped: string[]): InitService {
   return {
     status: async () => ({
       nodeId,
@@ -432,7 +453,7 @@ function initService(nodeId: string, stopped: string[]): InitService {
       memory: { totalBytes: 1e9, availableBytes: 5e8 },
       pid1RssBytes: 5e7,
       timeline: [{ stage: 'init.stage1: start', atMs: 12.5 }],
-      data: { state: 'open', createdThisBoot: true },
+      data: { state: 'open', createdThisBoot: true, recoveryKeyFingerprint },
     }),
     services: async () => [
       { name: 'etcd', state: 'HEALTHY', sinceMs: 90_000, restarts: 0, lastExit: '', healthy: true },

@@ -45,8 +45,8 @@ const prepare = command({
       '  owner.key     whoever has it owns the cluster; it is needed only to certify operators',
       '  recovery.key  opens the data of a node whose TPM will not; best kept offline',
       '',
-      'Boot the first node with node-parameters.json (it holds no secret). Its console shows a fingerprint;',
-      'with it, own the cluster:',
+      'Boot the first node with node-parameters.json (it holds no secret). Its console says "the cluster',
+      'API\'s key is SHA256:…"; with that, own the cluster:',
       `  ashlarctl cluster take-ownership --endpoint HOST:7400 --fingerprint SHA256:… --owner ${values.directory}`,
     ])
       print(line);
@@ -57,7 +57,7 @@ const own = command({
   name: 'take-ownership',
   summary: 'get an operator certificate of a cluster that is yours, and keep it as a context',
   description:
-    "The fingerprint is the one on the console of the cluster's first node: it tells the node from an impostor.\nMay be repeated, also to replace an operator certificate that has expired.",
+    "The fingerprint is the one of the cluster API's key on the console of the first node: it tells the node from an\nimpostor. The recovery key of the node's data is compared with the one in DIR; another one is refused.\nMay be repeated, also to replace an operator certificate that has expired.",
   options: {
     endpoint: { type: 'string', value: 'HOST:PORT', required: true, summary: 'the cluster API' },
     fingerprint: { type: 'string', value: 'SHA256:…', required: true, summary: "of the server's key" },

@@ -12,6 +12,8 @@ const OWNER_NOT_BEFORE = new Date('2025-01-01T00:00:00Z');
 
 export const OWNER_KEY_FILE = 'owner.key';
 export const OWNER_CERTIFICATE_FILE = 'owner.crt';
+export const RECOVERY_PUBLIC_KEY_FILE = 'recovery.pub';
+export const NODE_PARAMETERS_FILE = 'node-parameters.json';
 
 export interface PreparedCluster {
   readonly directory: string;
@@ -61,8 +63,8 @@ export async function prepareCluster(directory: string, options: PrepareOptions)
     [OWNER_KEY_FILE]: { mode: 0o600, content: owner.privateKey.export({ type: 'pkcs8', format: 'pem' }) },
     [OWNER_CERTIFICATE_FILE]: { mode: 0o644, content: ownerCertificatePem },
     'recovery.key': { mode: 0o600, content: recovery.privateKey.export({ type: 'pkcs8', format: 'pem' }) },
-    'recovery.pub': { mode: 0o644, content: recoveryPublicPem },
-    'node-parameters.json': { mode: 0o644, content: encodeNodeParameters(parameters) },
+    [RECOVERY_PUBLIC_KEY_FILE]: { mode: 0o644, content: recoveryPublicPem },
+    [NODE_PARAMETERS_FILE]: { mode: 0o644, content: encodeNodeParameters(parameters) },
   };
   await mkdir(dirname(target), { recursive: true });
   const temporary = await mkdtemp(join(dirname(target), `.${basename(target)}-`));
@@ -78,7 +80,7 @@ export async function prepareCluster(directory: string, options: PrepareOptions)
   }
   return {
     directory: target,
-    nodeParameters: join(target, 'node-parameters.json'),
+    nodeParameters: join(target, NODE_PARAMETERS_FILE),
     ownerFingerprint: spkiFingerprint(owner.publicKey),
     recoveryFingerprint: spkiFingerprint(recovery.publicKey),
   };

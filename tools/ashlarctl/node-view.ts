@@ -31,7 +31,13 @@ export function statusJson(status: NodeStatus | undefined) {
     stage: status?.stage ?? null,
     secureBoot: status?.secureBoot ?? null,
     tpm: status?.tpm ?? null,
-    data: status?.data ? { state: status.data.state, createdThisBoot: status.data.createdThisBoot } : null,
+    data: status?.data
+      ? {
+          state: status.data.state,
+          createdThisBoot: status.data.createdThisBoot,
+          recoveryKeyFingerprint: status.data.recoveryKeyFingerprint,
+        }
+      : null,
     memory: status?.memory
       ? { totalBytes: Number(status.memory.totalBytes), availableBytes: Number(status.memory.availableBytes) }
       : null,
@@ -107,6 +113,7 @@ export function nodeDescription(node: Node, fresh: NodeStatus | undefined, now: 
     ['Secure Boot', status?.secureBoot ?? '-'],
     ['TPM', status?.tpm ?? '-'],
     ['Data', status?.data ? `${status.data.state}${status.data.createdThisBoot ? ', made this boot' : ''}` : '-'],
+    ['Recovery', status?.data?.recoveryKeyFingerprint || '-'],
     [
       'Memory',
       status?.memory

@@ -3,19 +3,29 @@
  *
  *   1. look at the server's key and compare it with the fingerprint; nothing is sent before that
  *   2. connect as the owner, trusting exactly that key
- *   3. have a fresh operator key certified, and keep it with the cluster's CA as a context
+ *   3. have a fresh operator key certified
+ *   4. compare the recovery key of the node's data with the owner's; another one, and the answer is thrown away
+ *   5. keep the certificate with the cluster's CA as a context
+ *
+ * Owner and recovery key came to the node in parameters that anybody on the way may have changed. Another owner shows in
+ * step 2: the curator then does not accept this owner's certificate. Another recovery key would show nowhere else.
  */
-import { createPrivateKey, generateKeyPair, X509Certificate } from 'node:crypto';
+import { createPrivateKey, createPublicKey, generateKeyPair, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { encodePem } from '../../src/formats/x509.ts';
+import { encodePem, spkiFingerprint } from '../../src/formats/x509.ts';
 import { ClusterService } from '../../src/rpc/gen/ashlar/cluster/v1/cluster_pb.ts';
 import { openChannel } from '../../src/rpc/grpc-client.ts';
 import { pinnedServer, splitAddress, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
 import { CURATOR_SERVER_NAME, checkFingerprint } from '../../src/rpc/tls-names.ts';
 import { withAdvice } from './advice.ts';
-import { OWNER_CERTIFICATE_FILE, OWNER_KEY_FILE } from './cluster-prepare.ts';
+import {
+  NODE_PARAMETERS_FILE,
+  OWNER_CERTIFICATE_FILE,
+  OWNER_KEY_FILE,
+  RECOVERY_PUBLIC_KEY_FILE,
+} from './cluster-prepare.ts';
 import type { Context, ContextStore } from './contexts.ts';
 
 export interface TakeOwnershipOptions {
@@ -34,6 +44,7 @@ export async function takeOwnership(store: ContextStore, options: TakeOwnershipO
   splitAddress(endpoint);
   checkFingerprint(fingerprint);
   const owner = await readOwner(options.ownerDirectory);
+  const recoveryFingerprint = await readRecoveryFingerprint(options.ownerDirectory);
   const before = await store.read(contextName);
   try {
     const pinned = await pinnedServer(endpoint, CURATOR_SERVER_NAME, fingerprint, { signal });
@@ -47,6 +58,9 @@ export async function takeOwnership(store: ContextStore, options: TakeOwnershipO
     const answer = await channel
       .client(ClusterService)
       .takeOwnership({ publicKeyDer: publicKey.export({ type: 'spki', format: 'der' }), operatorName }, { signal });
+    if (answer.recoveryKeyFingerprint !== recoveryFingerprint) {
+      throw new WrongRecoveryKeyError(options.ownerDirectory, recoveryFingerprint, answer.recoveryKeyFingerprint);
+    }
     if (before !== undefined && before.clusterId !== answer.clusterId) {
       throw new Error(
         `cannot keep the certificate: context ${contextName} is of ${before.clusterId}, this is ${answer.clusterId}; give another name with --context, or first run: ashlarctl context remove ${contextName}`,
@@ -70,6 +84,7 @@ export async function takeOwnership(store: ContextStore, options: TakeOwnershipO
     return context;
   } catch (error) {
     if (error instanceof WrongFingerprintError) throw wrongFingerprint(endpoint, error);
+    if (error instanceof WrongRecoveryKeyError) throw error;
     throw withAdvice(error, {
       server: 'the cluster API',
       address: endpoint,
@@ -80,15 +95,32 @@ export async function takeOwnership(store: ContextStore, options: TakeOwnershipO
   }
 }
 
+function readOwnerFile(directory: string, file: string): Promise<string> {
+  return readFile(join(directory, file), 'utf8').catch((cause: Error) => {
+    throw new Error(
+      `cannot read the owner's keys: ${cause.message}; --owner names the directory that ashlarctl cluster prepare made`,
+      { cause },
+    );
+  });
+}
+
+async function readRecoveryFingerprint(directory: string): Promise<string> {
+  const pem = await readOwnerFile(directory, RECOVERY_PUBLIC_KEY_FILE);
+  try {
+    return spkiFingerprint(createPublicKey(pem));
+  } catch (cause) {
+    throw new Error(
+      `cannot read ${RECOVERY_PUBLIC_KEY_FILE} in ${directory}: it is damaged; restore it from your backup`,
+      {
+        cause,
+      },
+    );
+  }
+}
+
 async function readOwner(directory: string): Promise<{ certificatePem: string; privateKeyPem: string }> {
-  const read = (file: string) =>
-    readFile(join(directory, file), 'utf8').catch((cause: Error) => {
-      throw new Error(
-        `cannot read the owner's key: ${cause.message}; --owner names the directory that ashlarctl cluster prepare made`,
-        { cause },
-      );
-    });
-  const [certificatePem, privateKeyPem] = [await read(OWNER_CERTIFICATE_FILE), await read(OWNER_KEY_FILE)];
+  const certificatePem = await readOwnerFile(directory, OWNER_CERTIFICATE_FILE);
+  const privateKeyPem = await readOwnerFile(directory, OWNER_KEY_FILE);
   let fits: boolean;
   try {
     fits = new X509Certificate(certificatePem).checkPrivateKey(createPrivateKey(privateKeyPem));
@@ -116,4 +148,25 @@ function wrongFingerprint(endpoint: string, { expected, actual }: WrongFingerpri
       "Compare with the console of the node. If the console shows neither, you are talking to another machine's port.",
     ].join('\n'),
   );
+}
+
+/** The node's data can be opened by a recovery key that is not the owner's. */
+class WrongRecoveryKeyError extends Error {
+  override readonly name = 'WrongRecoveryKeyError';
+
+  constructor(ownerDirectory: string, expected: string, actual: string) {
+    const own = join(ownerDirectory, RECOVERY_PUBLIC_KEY_FILE);
+    super(
+      [
+        "cannot own this cluster: the recovery key of its node's data is not yours; no context was written",
+        `  yours     ${expected}  (${own})`,
+        `  the node  ${actual === '' ? 'does not say' : actual}`,
+        'Whoever has the private half of that key can read the disk without this machine, and all keys on it. The node took',
+        'it from the parameters of its first boot: they were changed, on the ESP or in fw_cfg. If that was you, put the',
+        `public key that you gave it into ${own}. If not, trust nothing of this cluster: find out who could write there,`,
+        'wipe the disk, write the image to it again, and boot it with',
+        `${join(ownerDirectory, NODE_PARAMETERS_FILE)}.`,
+      ].join('\n'),
+    );
+  }
 }
