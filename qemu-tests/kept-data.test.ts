@@ -61,7 +61,7 @@ vmTest(
       await machine.powerOn();
       const line = await machine.waitForLine(moment, {
         deadlineMs: lab.bootDeadlineMs,
-        failOn: nodeConsole.dataOpen,
+        failOn: nodeConsole.unlockOver,
       });
       await sleep(thenMs);
       await machine.powerCut();

@@ -9,9 +9,6 @@ import { type Lab, vmTest } from './lab/lab.ts';
 import { nodeConsole } from './lab/node-console.ts';
 import { provisionedNode } from './lab/provisioned-node.ts';
 
-/** The unlock is over, well or badly: a refusal that did not come by then will not. */
-const SETTLED = /init\.data: open\b|init: FAILED /;
-
 vmTest('firmware refuses a UKI without a signature, and one with a modified byte', async (lab) => {
   const uki = await readFile(lab.image.ukiPath);
   const unsigned = join(lab.directory, 'unsigned.efi');
@@ -60,15 +57,15 @@ vmTest('a kernel argument injected over SMBIOS makes the unseal fail, named as P
   await machine.powerOn();
   const refusal = await machine.waitForLine(/FAILED data: .*PCR 12/, {
     deadlineMs: lab.bootDeadlineMs,
-    failOn: SETTLED,
+    failOn: nodeConsole.unlockOver,
   });
   lab.context.diagnostic(refusal.text);
   await machine.powerCut();
   // Without the injection the same disk and TPM open again.
   machine.setSmbiosStrings([]);
   await machine.powerOn();
-  const ready = await machine.waitForLine(nodeConsole.ready, { deadlineMs: lab.bootDeadlineMs });
-  assert.equal(nodeConsole.ready.exec(ready.text)?.[1], nodeId);
+  const identity = await machine.waitForLine(nodeConsole.identity, { deadlineMs: lab.bootDeadlineMs });
+  assert.equal(nodeConsole.identity.exec(identity.text)?.[1], nodeId);
 });
 
 vmTest(
@@ -82,15 +79,15 @@ vmTest(
       await machine.powerOn();
       const refusal = await machine.waitForLine(tpm === undefined ? /FAILED data: .*no TPM/ : /FAILED data: /, {
         deadlineMs: lab.bootDeadlineMs,
-        failOn: SETTLED,
+        failOn: nodeConsole.unlockOver,
       });
       lab.context.diagnostic(refusal.text);
       await machine.powerCut();
     }
     await machine.changeTpm(own);
     await machine.powerOn();
-    const ready = await machine.waitForLine(nodeConsole.ready, { deadlineMs: lab.bootDeadlineMs });
-    assert.equal(nodeConsole.ready.exec(ready.text)?.[1], nodeId);
+    const identity = await machine.waitForLine(nodeConsole.identity, { deadlineMs: lab.bootDeadlineMs });
+    assert.equal(nodeConsole.identity.exec(identity.text)?.[1], nodeId);
   },
 );
 
@@ -99,7 +96,7 @@ vmTest('a new machine without a TPM is refused, unless its parameters allow it, 
   await machine.powerOn();
   const refusal = await machine.waitForLine(/FAILED data: .*no TPM.*"required": false/, {
     deadlineMs: lab.bootDeadlineMs,
-    failOn: SETTLED,
+    failOn: nodeConsole.unlockOver,
   });
   lab.context.diagnostic(refusal.text);
   await machine.powerCut();
@@ -132,7 +129,7 @@ vmTest('node parameters that are malformed, too large or of another version are 
     await machine.powerOn();
     const refusal = await machine.waitForLine(/FAILED parameters: cannot use the node parameters/, {
       deadlineMs: lab.bootDeadlineMs,
-      failOn: SETTLED,
+      failOn: nodeConsole.unlockOver,
     });
     assert.match(refusal.text, reason);
     await machine.powerCut();
@@ -145,7 +142,7 @@ vmTest('a disk too small for a data partition is refused with what is needed', a
   await machine.powerOn();
   const refusal = await machine.waitForLine(/FAILED data: .*disk too small: .*512 MiB are needed/, {
     deadlineMs: lab.bootDeadlineMs,
-    failOn: SETTLED,
+    failOn: nodeConsole.unlockOver,
   });
   lab.context.diagnostic(refusal.text);
 });
@@ -160,8 +157,8 @@ vmTest(
     await machine.waitForLine(/init\.network: no address after \d+ s, still asking by DHCP/, {
       deadlineMs: lab.bootDeadlineMs,
     });
-    // Longer than the watchdog's patience: an unfed watchdog would reset the machine.
-    await machine.assertStaysUp(90_000);
+    // Longer than the watchdog's patience of 60 s: an unfed watchdog would reset the machine.
+    await machine.assertStaysUp(75_000);
   },
 );
 

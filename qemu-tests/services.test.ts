@@ -53,7 +53,7 @@ vmTest('a service that crashes is restarted with growing pauses, and harms no ot
   const agent = machine.waitForLine(nodeConsole.agent, { deadlineMs: lab.bootDeadlineMs });
   const said = machine.linesSinceMark().map((line) => line.text);
   const fingerprint = said.map((text) => nodeConsole.fingerprint.exec(text)?.[1]).find((found) => found !== undefined);
-  const nodeId = said.map((text) => /this is (node-[0-9a-f]{16})/.exec(text)?.[1]).find((found) => found !== undefined);
+  const nodeId = said.map((text) => nodeConsole.identity.exec(text)?.[1]).find((found) => found !== undefined);
   assert.ok(fingerprint !== undefined && nodeId !== undefined);
   await agent;
 

@@ -16,6 +16,8 @@ export const nodeConsole = {
   /** Of the cluster API's key, not the recovery key's, which is on the console, too. */
   fingerprint: /the cluster API's key is (SHA256:[A-Za-z0-9_-]{43})/,
   shutdownComplete: /init: shutdown complete/,
+  /** The unlock is over, well or badly: what it did not say by then, it will not say. */
+  unlockOver: /init\.data: open\b|init: FAILED /,
   failed: /init: FAILED ([^:]+): (.*)/,
 } as const;
 
