@@ -1,14 +1,16 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { loadServiceManifests } from '../supervisor/service-manifest.ts';
-import { applyFirewall, firewallRuleset, type NftRuleset } from './firewall.ts';
+import { applyFirewall, type FirewallService, firewallRuleset, type NftRuleset } from './firewall.ts';
 
 const NFT = '/usr/sbin/nft';
-const services = loadServiceManifests(join(import.meta.dirname, '../../image/system/services'));
+const MANIFESTS = join(import.meta.dirname, '../../image/system/services');
+const services = readdirSync(MANIFESTS).map(
+  (file) => JSON.parse(readFileSync(join(MANIFESTS, file), 'utf8')) as FirewallService,
+);
 
 /** Why packets cannot be tried here, or false when they can. */
 function whyNoNetns(): string | false {
