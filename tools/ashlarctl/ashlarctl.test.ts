@@ -334,7 +334,8 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
 
   test('a cluster whose data opens with a recovery key of somebody else is refused, with both keys and no context', async () => {
     const other = join(home, 'alert/swapped-recovery');
-    const { recoveryFingerprint } = JSON.parse(await runWell('cluster', 'prepare', other, '--json'));
+    const prepared = JSON.parse(await runWell('cluster', 'prepare', other, '--json'));
+    const recoveryFingerprint = String(prepared.recoveryFingerprint);
     for (const file of ['owner.crt', 'owner.key'])
       await writeFile(join(other, file), await readFile(join(owner, file)));
     const take = ['cluster', 'take-ownership', '--endpoint', endpoint, '--fingerprint', fingerprint, '--owner', other];
