@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { cacheDirectory, cachedDirectory, cachedFile, fileSha256, inputHash } from './cache.ts';
+import { cacheDirectory, cachedDirectory, cacheEntryOf, cachedFile, fileSha256, inputHash } from './cache.ts';
 
 let home: string;
 before(async () => {
@@ -51,6 +51,28 @@ test('a maker that leaves no file is an error', async () => {
     cachedFile('objects', 'nothing', async () => {}),
     /cannot cache objects\/nothing: its maker left no file/,
   );
+});
+
+test('a directory is on the disk before it has its name', {
+  skip: spawnSync('strace', ['-V']).status === 0 ? false : 'strace is not installed',
+}, async () => {
+  const trace = join(home, 'trace');
+  const program = `import { cachedDirectory } from ${cacheModule}; import { writeFile } from 'node:fs/promises';
+    await cachedDirectory('toolroot', 'synced', (at) => writeFile(at + '/tool', 'x'));`;
+  const node = [process.execPath, '--input-type=module', '-e', program];
+  const ran = spawnSync('strace', ['-f', '-o', trace, '-e', 'trace=syncfs,rename', ...node], { encoding: 'utf8' });
+  assert.equal(ran.status, 0, ran.stderr);
+  const calls = [...(await readFile(trace, 'utf8')).matchAll(/(syncfs\(\d+\) += 0|rename\(.*"[^"]*synced"\) += 0)/g)];
+  assert.deepEqual(
+    calls.map(([call]) => call.slice(0, 6)),
+    ['syncfs', 'rename'],
+  );
+});
+
+test('the entry that a path lies in is known, for advice', () => {
+  const entry = join(cacheDirectory(), 'objects', 'packages-1');
+  assert.equal(cacheEntryOf(join(entry, 'libc6/usr/lib/x')), entry);
+  assert.equal(cacheEntryOf('/etc/passwd'), undefined);
 });
 
 test('a directory appears only when complete', async () => {

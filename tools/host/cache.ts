@@ -8,10 +8,12 @@
  * Whoever holds KEY's lock owns all of KEY's temporaries: so those of a killed process can be told from those of a
  * living one without asking who is alive.
  */
+import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, relative, sep } from 'node:path';
+import { promisify } from 'node:util';
 import { lockFile, tryLockFile } from './file-lock.ts';
 import { xdgCacheDirectory } from './xdg.ts';
 
@@ -57,6 +59,7 @@ export async function cachedDirectory(
   return cached(kind, key, options, async (temporaryPath) => {
     await mkdir(temporaryPath);
     await produce(temporaryPath);
+    await syncFilesystem(temporaryPath);
   });
 }
 
@@ -81,6 +84,21 @@ export async function fileSha256(path: string): Promise<string> {
   const hash = createHash('sha256');
   for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk as Buffer);
   return hash.digest('hex');
+}
+
+/** The finished product that a path lies in, for advice; undefined when it is not in the cache. */
+export function cacheEntryOf(path: string): string | undefined {
+  const [kind, key] = relative(cacheDirectory(), path).split(sep);
+  if (kind === undefined || key === undefined || kind === '..') return undefined;
+  return join(cacheDirectory(), kind, key);
+}
+
+/**
+ * syncfs(2): everything at once, since a tree of sources has 80,000 files and fsync of each would take minutes. Through
+ * sync(1), which waits in its own process.
+ */
+async function syncFilesystem(path: string): Promise<void> {
+  await promisify(execFile)('sync', ['--file-system', path]);
 }
 
 async function cached(

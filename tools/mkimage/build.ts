@@ -19,7 +19,7 @@ import { BUNDLES, type Bundle, bundle } from './bundle.ts';
 import { writeDiskImage } from './disk-image.ts';
 import { createElfReader, type TreeEntry } from './file-tree.ts';
 import type { BuiltFiles } from './image-manifest.ts';
-import { openImagePackages } from './image-packages.ts';
+import { openImagePackages, readIndexed } from './image-packages.ts';
 import { buildInitramfs } from './initramfs.ts';
 import { buildKernel } from './kernel.ts';
 import { kernelCommandLine, kernelCommandLineWords } from './kernel-command-line.ts';
@@ -146,7 +146,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
   if (stub === undefined) throw new Error(`cannot build the UKI: systemd-boot-efi has no ${STUB}`);
   const { uki, measurements } = await timed('UKI', async () =>
     assembleUki({
-      stub: await readFile(stub.hostPath),
+      stub: await readIndexed(stub),
       kernel: await readFile(kernel.bzImage),
       initrd: initramfs.bytes,
       cmdline: kernelCommandLine(),

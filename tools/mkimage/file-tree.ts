@@ -3,9 +3,8 @@
  * tree-rules.ts, and only then written.
  */
 import { posix } from 'node:path';
-import { readFile } from 'node:fs/promises';
 import { decodeElf, type ElfDependencies, isElf } from '../../src/formats/elf.ts';
-import type { ImagePackages, PackageFile } from './image-packages.ts';
+import { type ImagePackages, type PackageFile, readIndexed } from './image-packages.ts';
 
 export type FileContent =
   | { readonly kind: 'host-file'; readonly hostPath: string }
@@ -156,7 +155,8 @@ export class FileTree {
 }
 
 export async function contentOf(entry: TreeFile): Promise<Uint8Array> {
-  return entry.content.kind === 'bytes' ? entry.content.bytes : readFile(entry.content.hostPath);
+  const { content, path, sha256 } = entry;
+  return content.kind === 'bytes' ? content.bytes : readIndexed({ path, sha256, hostPath: content.hostPath });
 }
 
 function treeFile(path: string, mode: number, file: PackageFile): TreeFile {

@@ -2,9 +2,10 @@
  * The files of the locked packages that images take from: each package unpacked on its own, with an index, so that a
  * file is found by its path and its origin is known.
  */
+import { createHash } from 'node:crypto';
 import { lstat, readdir, readFile, readlink, writeFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
-import { cachedDirectory, fileSha256, inputHash } from '../host/cache.ts';
+import { cachedDirectory, cacheEntryOf, fileSha256, inputHash } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
 import type { FetchedPackages, PackageGroup } from './packages.ts';
 import { mergeUsr, unpackPackage } from './tool-root.ts';
@@ -80,6 +81,17 @@ export async function openImagePackages(
         .sort()
         .flatMap((candidate) => find(candidate) ?? []),
   };
+}
+
+/** A file's bytes. Throws when they are no longer those that were indexed, and says what to remove. */
+export async function readIndexed(file: Pick<PackageFile, 'path' | 'sha256' | 'hostPath'>): Promise<Buffer> {
+  const { path, sha256, hostPath } = file;
+  const bytes = await readFile(hostPath);
+  const found = createHash('sha256').update(bytes).digest('hex');
+  if (found === sha256) return bytes;
+  throw new Error(
+    `cannot take ${path} from ${hostPath}: its SHA-256 is ${found}, not ${sha256}, so it was damaged or changed after it was made; remove ${cacheEntryOf(hostPath) ?? hostPath} and build again`,
+  );
 }
 
 /** /lib/x → /usr/lib/x, as the links of a merged system lead. */

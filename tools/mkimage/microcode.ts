@@ -5,9 +5,8 @@
  * All of AMD's is small. Of Intel's 14 MB that of the Xeon Scalable generations 1 to 5 is taken: each megabyte of the UKI
  * is hashed four times by the firmware and the stub at every boot. (Xeon 6 alone would be another 5 MB.)
  */
-import { readFile } from 'node:fs/promises';
 import { posix } from 'node:path';
-import type { ImagePackages, PackageFile } from './image-packages.ts';
+import { type ImagePackages, type PackageFile, readIndexed } from './image-packages.ts';
 
 const AMD_DIRECTORY = '/usr/lib/firmware/amd-ucode';
 const INTEL_DIRECTORY = '/usr/lib/firmware/intel-ucode';
@@ -26,7 +25,7 @@ export async function readMicrocode(packages: ImagePackages): Promise<{ name: st
   const join = async (files: readonly PackageFile[]) => {
     // Several steppings share one file under several names.
     const different = [...new Map(files.map((file) => [file.sha256, file])).values()];
-    return Buffer.concat(await Promise.all(different.map(({ hostPath }) => readFile(hostPath))));
+    return Buffer.concat(await Promise.all(different.map(readIndexed)));
   };
   return [
     { name: 'AuthenticAMD.bin', data: await join(amd) },

@@ -5,25 +5,12 @@
  * tree gives the same bytes, and the UKI that carries the root hash finds its partition in either slot.
  */
 import { createHash } from 'node:crypto';
-import {
-  chmod,
-  copyFile,
-  link,
-  lstat,
-  mkdir,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  symlink,
-  writeFile,
-} from 'node:fs/promises';
+import { chmod, link, lstat, mkdir, readdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join, relative } from 'node:path';
 import { cachedDirectory, fileSha256, inputHash } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
-import type { TreeEntry } from './file-tree.ts';
+import { contentOf, type TreeEntry } from './file-tree.ts';
 import { describe } from './initramfs.ts';
 import { runInToolRoot, type ToolRoot } from './tool-root.ts';
 
@@ -100,8 +87,7 @@ async function writeTree(root: string, entries: readonly TreeEntry[]): Promise<v
           await link(same, path);
           break;
         }
-        if (entry.content.kind === 'bytes') await writeFile(path, entry.content.bytes);
-        else await copyFile(entry.content.hostPath, path);
+        await writeFile(path, await contentOf(entry));
         await chmod(path, entry.mode);
         written.set(identity, path);
       }

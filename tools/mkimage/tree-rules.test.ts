@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { TreeEntry } from './file-tree.ts';
@@ -10,7 +12,7 @@ import { checkTree, resolveLink } from './tree-rules.ts';
 const KOFFI = join(import.meta.dirname, '../../node_modules/@koromix/koffi-linux-x64/linux_x64/koffi.node');
 const ELF = {
   content: { kind: 'host-file', hostPath: KOFFI },
-  sha256: 'elf',
+  sha256: createHash('sha256').update(readFileSync(KOFFI)).digest('hex'),
   size: 1,
   origin: 'x',
 } as const;
