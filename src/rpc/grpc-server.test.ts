@@ -452,10 +452,61 @@ describe('bad input', () => {
     await answersAfterwards(f);
   });
 
+  /** A connection that never begins its handshake. */
+  const silent = async (server: GrpcServer, localAddress: string) => {
+    const socket = net.connect({ port: server.port, host: '127.0.0.1', localAddress });
+    socket.on('error', () => undefined);
+    await once(socket, 'connect');
+    return socket;
+  };
+
+  test('strangers who hold handshakes open keep nobody out', async () => {
+    const limits = { handshakes: 8, handshakesPerAddress: 4, handshakeMs: 60_000, ingressWindowMs: 100 };
+    await using f = await fixture(limits);
+    // Addresses beside 127.0.0.1 count as outside.
+    const flood: net.Socket[] = [];
+    for (let turn = 0; turn < 6; turn++) {
+      for (const host of [2, 3, 4, 5]) flood.push(await silent(f.server, `127.0.0.${host}`));
+    }
+    await eventually(() => flood.filter((socket) => socket.closed).length === flood.length - limits.handshakes);
+    const open = flood.flatMap((socket, index) => (socket.closed ? [] : [index]));
+    assert.deepEqual(open, [16, 17, 18, 19, 20, 21, 22, 23], 'the oldest were ended');
+    for (const localAddress of ['127.0.0.6', '127.0.0.2', '127.0.0.1']) {
+      const socket = await rawTls(f.server, { localAddress } as tls.ConnectionOptions);
+      await once(socket, 'data');
+      socket.destroy();
+    }
+    await eventually(() => f.lines.some((line) => /ended \d+ TLS handshakes early/.test(line)));
+    for (const socket of flood) socket.destroy();
+  });
+
+  test('one address alone ends its own handshakes only', async () => {
+    await using f = await fixture({ handshakesPerAddress: 2, handshakeMs: 60_000 });
+    const other = await silent(f.server, '127.0.0.3');
+    const own: net.Socket[] = [];
+    for (let turn = 0; turn < 5; turn++) own.push(await silent(f.server, '127.0.0.2'));
+    await eventually(() => own.filter((socket) => socket.closed).length === 3);
+    assert.equal(other.closed, false);
+    for (const socket of [other, ...own]) socket.destroy();
+  });
+
+  test('connections from outside, even authenticated ones, leave room for the services of the machine', async () => {
+    await using f = await fixture({ connections: 2 });
+    const outside = { localAddress: '127.0.0.2' } as tls.ConnectionOptions;
+    const held = [await rawTls(f.server, outside), await rawTls(f.server, outside)];
+    await Promise.all(held.map((socket) => once(socket, 'data')));
+    await assert.rejects(rawTls(f.server, { localAddress: '127.0.0.3' } as tls.ConnectionOptions));
+    using channel = f.connect(operator);
+    assert.equal((await channel.client(NodeService).getStatus({})).status?.nodeId, 'node-0');
+    for (const socket of held) socket.destroy();
+  });
+
   test('one address cannot take all connections', async () => {
     await using f = await fixture({ connectionsPerAddress: 2 });
     const first = await rawTls(f.server);
     const second = await rawTls(f.server);
+    // The client is through before the server is.
+    await Promise.all([once(first, 'data'), once(second, 'data')]);
     await assert.rejects(rawTls(f.server));
     first.destroy();
     await once(first, 'close');

@@ -40,10 +40,14 @@ export interface GrpcServerLimits {
   readonly headerBytes: number;
   /** Calls under way on one connection. @default 100 */
   readonly streams: number;
-  /** @default 256 */
+  /** Connections past the handshake. Those from this machine (127.0.0.1) are counted apart, here and below. @default 256 */
   readonly connections: number;
-  /** Connections from one address. @default 64 */
+  /** Connections past the handshake from one address. @default 64 */
   readonly connectionsPerAddress: number;
+  /** Connections in the handshake, of which anybody can open any number: one more ends the oldest. @default 128 */
+  readonly handshakes: number;
+  /** Connections in the handshake from one address: one more ends its oldest. @default 32 */
+  readonly handshakesPerAddress: number;
   /** From the TCP connection to the end of the TLS handshake. @default 10 s */
   readonly handshakeMs: number;
   /** After this a connection takes no new calls; running ones get `connectionGraceMs` more. @default 1 h */
@@ -69,6 +73,8 @@ const DEFAULT_LIMITS: GrpcServerLimits = {
   streams: 100,
   connections: 256,
   connectionsPerAddress: 64,
+  handshakes: 128,
+  handshakesPerAddress: 32,
   handshakeMs: 10_000,
   connectionAgeMs: 3_600_000,
   connectionGraceMs: 300_000,
@@ -128,7 +134,10 @@ class TlsFront implements GrpcServer {
   readonly #limits: GrpcServerLimits;
   readonly #log: RpcLog;
   readonly #sockets = new Set<TLSSocket>();
-  readonly #perAddress = new Map<string, number>();
+  /** So that strangers, however many, leave room for the services of this machine. */
+  readonly #fromOutside = new Admission();
+  readonly #fromHere = new Admission();
+  #endedHandshakes = 0;
   readonly #ingressTimer: NodeJS.Timeout;
   readonly #ingressBefore = new WeakMap<TLSSocket, number>();
 
@@ -168,7 +177,6 @@ class TlsFront implements GrpcServer {
       ALPNProtocols: ['h2'],
       handshakeTimeout: limits.handshakeMs,
     });
-    this.#tls.maxConnections = limits.connections;
     this.#tls.prependListener('connection', (socket: Socket) => this.#admit(socket));
     this.#tls.on('secureConnection', (socket) => this.#accept(socket));
     this.#tls.on('tlsClientError', (error, socket) => this.#refused(error, socket));
@@ -206,17 +214,18 @@ class TlsFront implements GrpcServer {
 
   #admit(socket: Socket): void {
     const address = socket.remoteAddress ?? '';
-    const count = (this.#perAddress.get(address) ?? 0) + 1;
-    this.#perAddress.set(address, count);
-    socket.once('close', () => {
-      const left = (this.#perAddress.get(address) ?? 1) - 1;
-      if (left === 0) this.#perAddress.delete(address);
-      else this.#perAddress.set(address, left);
-    });
-    if (count > this.#limits.connectionsPerAddress) {
-      this.#log.warning(`refused a connection from ${address}: it has ${count - 1} already`);
+    const admission = this.#admissionOf(address);
+    const full = admission.whyFull(address, this.#limits);
+    if (full !== undefined) {
+      this.#log.warning(`refused a connection from ${address}: ${full}`);
       socket.destroy();
+      return;
     }
+    this.#endedHandshakes += admission.begin(socket, address, this.#limits);
+  }
+
+  #admissionOf(address: string): Admission {
+    return ['127.0.0.1', '::ffff:127.0.0.1', '::1'].includes(address) ? this.#fromHere : this.#fromOutside;
   }
 
   #accept(socket: TLSSocket): void {
@@ -225,6 +234,16 @@ class TlsFront implements GrpcServer {
       socket.destroy();
       return;
     }
+    const address = socket.remoteAddress ?? '';
+    const admission = this.#admissionOf(address);
+    // Again: others may have come through since this one began.
+    const full = admission.whyFull(address, this.#limits);
+    if (full !== undefined) {
+      this.#log.warning(`refused a connection from ${peerOf(socket)}: ${full}`);
+      socket.destroy();
+      return;
+    }
+    admission.pass(socket, address);
     this.#sockets.add(socket);
     socket.once('close', () => this.#sockets.delete(socket));
     // A broken connection is the peer's affair; its calls end through their streams.
@@ -243,6 +262,10 @@ class TlsFront implements GrpcServer {
   }
 
   #dropFloods(): void {
+    if (this.#endedHandshakes > 0) {
+      this.#log.warning(`ended ${this.#endedHandshakes} TLS handshakes early: there were more than can wait`);
+      this.#endedHandshakes = 0;
+    }
     for (const socket of this.#sockets) {
       const received = socket.bytesRead;
       const inWindow = received - (this.#ingressBefore.get(socket) ?? 0);
@@ -254,6 +277,56 @@ class TlsFront implements GrpcServer {
         socket.destroy();
       }
     }
+  }
+}
+
+/** Who is in the handshake and who is past it. */
+class Admission {
+  /** By peer, address and port, oldest first: the TLS socket over a connection is another object. */
+  readonly #handshakes = new Map<string, { readonly socket: Socket; readonly address: string }>();
+  readonly #perAddress = new Map<string, number>();
+  #passed = 0;
+
+  /** Why one more from this address cannot be let through the handshake; undefined when it can. */
+  whyFull(address: string, limits: GrpcServerLimits): string | undefined {
+    const own = this.#perAddress.get(address) ?? 0;
+    if (own >= limits.connectionsPerAddress) return `it has ${own} already`;
+    return this.#passed >= limits.connections ? `there are ${this.#passed} already` : undefined;
+  }
+
+  /** Makes room for a handshake, and says how many it ended for that. */
+  begin(socket: Socket, address: string, limits: GrpcServerLimits): number {
+    const waiting = [...this.#handshakes.values()];
+    const own = waiting.filter((other) => other.address === address);
+    const tooMany =
+      own.length >= limits.handshakesPerAddress ? own : waiting.length >= limits.handshakes ? waiting : [];
+    const ended = tooMany.slice(0, 1);
+    for (const [peer, other] of this.#handshakes) {
+      if (!ended.includes(other)) continue;
+      // Now, not when its close is told: until then more may come.
+      this.#handshakes.delete(peer);
+      other.socket.destroy();
+    }
+    const peer = peerOf(socket);
+    this.#handshakes.set(peer, { socket, address });
+    socket.once('close', () => {
+      // Its port may be another connection's by now.
+      if (this.#handshakes.get(peer)?.socket === socket) this.#handshakes.delete(peer);
+    });
+    return ended.length;
+  }
+
+  /** Its handshake is over, and its client known. */
+  pass(socket: TLSSocket, address: string): void {
+    this.#handshakes.delete(peerOf(socket));
+    this.#passed += 1;
+    this.#perAddress.set(address, (this.#perAddress.get(address) ?? 0) + 1);
+    socket.once('close', () => {
+      this.#passed -= 1;
+      const left = (this.#perAddress.get(address) ?? 1) - 1;
+      if (left === 0) this.#perAddress.delete(address);
+      else this.#perAddress.set(address, left);
+    });
   }
 }
 
@@ -348,6 +421,6 @@ function parseListen(listen: string): { host: string; port: number } {
   return { host: match[1] ?? match[2] ?? '', port };
 }
 
-function peerOf(socket: TLSSocket): string {
+function peerOf(socket: Socket): string {
   return `${socket.remoteAddress ?? 'a closed socket'}:${socket.remotePort ?? 0}`;
 }
