@@ -115,7 +115,7 @@ async function runDemo(options: DemoOptions): Promise<number> {
   else for (const line of summary(result, startMs)) options.print(line);
   for (const problem of problems) progress.warn(problem);
   signal.removeEventListener('abort', cutPower);
-  if (!options.exit) await stay(nodeId, options);
+  if (!options.exit) await stay(nodeId, image, options);
   await progress.step('switch the node off', async () => {
     await machine.pressPowerButton();
     await machine.waitForPowerOff(SHUTDOWN_DEADLINE_MS);
@@ -183,7 +183,7 @@ function summary(result: DemoResult, startMs: number): string[] {
 }
 
 /** Tells what can be tried, and waits for Ctrl-C. */
-async function stay(nodeId: string, { directory, print, signal }: DemoOptions): Promise<void> {
+async function stay(nodeId: string, image: BuiltImage, { directory, print, signal }: DemoOptions): Promise<void> {
   const config = `XDG_CONFIG_HOME=${join(directory, 'config')}`;
   for (const line of [
     '',
@@ -194,7 +194,7 @@ async function stay(nodeId: string, { directory, print, signal }: DemoOptions): 
     '  npx ashlarctl node list',
     `  npx ashlarctl node services ${nodeId}`,
     `  npx ashlarctl node logs ${nodeId} --follow`,
-    `  npx mkimage inspect ${join(directory, 'image')}`,
+    `  npx mkimage inspect ${image.diskImagePath}`,
     '',
     `Its console: ${join(directory, 'machine', 'serial.log')}`,
     'Ctrl-C switches it off.',
