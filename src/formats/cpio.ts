@@ -113,6 +113,18 @@ export interface DecodedCpioEntry {
 
 /** Reads one uncompressed archive up to its trailer. @throws FormatError, RangeError when malformed or over the limits. */
 export function decodeCpio(bytes: Uint8Array, options: { maxEntries?: number } = {}): DecodedCpioEntry[] {
+  return readArchive(bytes, options).entries;
+}
+
+/** How many bytes the archive that begins here has, its trailer included. Throws as `decodeCpio` does. */
+export function cpioLength(bytes: Uint8Array): number {
+  return readArchive(bytes, {}).length;
+}
+
+function readArchive(
+  bytes: Uint8Array,
+  options: { maxEntries?: number },
+): { entries: DecodedCpioEntry[]; length: number } {
   const reader = new ByteReader(bytes, format);
   const maxEntries = options.maxEntries ?? 100_000;
   const entries: DecodedCpioEntry[] = [];
@@ -132,7 +144,7 @@ export function decodeCpio(bytes: Uint8Array, options: { maxEntries?: number } =
       reader.fail('name', 'does not end with its only NUL', start + headerSize);
     reader.take(paddingTo4(headerSize + nameSize), 'name padding');
     const path = name.toString('utf8', 0, nameSize - 1);
-    if (path === trailer) return entries;
+    if (path === trailer) return { entries, length: reader.offset };
     const type = (Object.keys(fileType) as (keyof typeof fileType)[]).find(
       (key) => fileType[key] === (mode & 0o170000),
     );

@@ -32,7 +32,7 @@ test('frames survive being cut anywhere', () => {
       const decoder = new FrameDecoder();
       const read: unknown[] = [];
       for (let at = 0; at < bytes.length; ) {
-        const step = steps.next().value ?? 1;
+        const step: number = steps.next().value;
         read.push(...decoder.push(bytes.subarray(at, at + step)).map(decodeRequest));
         at += step;
       }

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { cacheDirectory, cachedDirectory, cacheEntryOf, cachedFile, fileSha256, inputHash } from './cache.ts';
+import { cacheDirectory, cachedDirectory, cachedFile, cacheEntryOf, fileSha256, inputHash } from './cache.ts';
 
 let home: string;
 before(async () => {

@@ -27,7 +27,11 @@ export function formatInspection(inspection: Inspection): string {
   ];
   blocks.push(['Predicted registers (SHA-256 bank)', ...table(pcrs)]);
   if (services !== undefined) blocks.push([`Services: ${services.map(visible).join(', ')}`]);
-  if (packages !== undefined) blocks.push(['Packages', ...table(packages.map(({ name, version }) => [name, version]))]);
+  if (packages !== undefined) {
+    const inImage = packages.filter(({ isInImage }) => isInImage);
+    blocks.push(['Packages in the image', ...table(inImage.map(({ name, version }) => [name, version]))]);
+    blocks.push([`Built with ${packages.length - inImage.length} more packages, all in manifest.json`]);
+  }
   if (problems.length > 0) blocks.push(['PROBLEMS', ...problems.map((problem) => `  ${visible(problem)}`)]);
   return blocks.map((lines) => lines.join('\n')).join('\n\n');
 }

@@ -63,8 +63,11 @@ before(async () => {
   ukiPath = at('ashlar.efi');
   await writeFile(ukiPath, uki);
   await writeFile(at('measurements.json'), formatMeasurements(assembled.measurements));
-  const files = [{ path: 'usr/share/ashlar/services/etcd.json' }, { path: 'usr/bin/ashlar' }];
-  await writeFile(at('manifest.json'), JSON.stringify({ files, packages: [{ name: 'etcd-server', version: '3.5' }] }));
+  const packages = [
+    { name: 'etcd-server', version: '3.5', groups: ['image'] },
+    { name: 'gcc-14', version: '14.2', groups: ['tools'] },
+  ];
+  await writeFile(at('manifest.json'), JSON.stringify({ services: ['etcd'], packages }));
   diskPath = at('disk.img');
   await makeDisk(partitionUuid);
 });
@@ -127,7 +130,10 @@ describe('mkimage inspect', () => {
     assert.deepEqual(inspection.uki.pcrs, { pcr4: measurements.pcr4, pcr11: measurements.pcr11 });
     assert.deepEqual(inspection.pcr7, measurements.pcr7);
     assert.deepEqual(inspection.services, ['etcd']);
-    assert.deepEqual(inspection.packages, [{ name: 'etcd-server', version: '3.5' }]);
+    assert.deepEqual(inspection.packages, [
+      { name: 'etcd-server', version: '3.5', isInImage: true },
+      { name: 'gcc-14', version: '14.2', isInImage: false },
+    ]);
   });
 
   it('finds the UKI on a disk and checks the system partition by its root hash', {

@@ -11,6 +11,7 @@ import { decodeCpio } from '../../src/formats/cpio.ts';
 import { openFat32 } from '../../src/formats/fat32.ts';
 import { type DecodedGpt, decodeGpt, gptHeadSize, gptTailSize } from '../../src/formats/gpt.ts';
 import { formatUuid } from '../../src/formats/guid.ts';
+import { type InitramfsMember, splitInitramfs } from '../../src/formats/initramfs.ts';
 import { decodePe, findPeSection, peSectionContent } from '../../src/formats/pe.ts';
 import { computeVerityRootHash } from '../../src/formats/verity-tree.ts';
 import { decodePcrSignatures, policyKeyFingerprint, verifyPcrSignature } from '../../src/measure/pcr-signature.ts';
@@ -24,6 +25,8 @@ const espType = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b';
 const bootPath = 'EFI/BOOT/BOOTX64.EFI';
 const otherUkiPaths = ['EFI/ashlar/a.efi', 'EFI/ashlar/b.efi'];
 const systemFile = 'etc/ashlar/system.json';
+/** Groups of image/packages.json whose bytes a node gets. */
+const IMAGE_GROUPS: readonly unknown[] = ['image', 'firmware', 'kernel', 'boot'];
 const maxUkiBytes = 512 * 1024 * 1024;
 const maxInitrdBytes = 1024 * 1024 * 1024;
 const maxTextSection = 64 * 1024;
@@ -96,7 +99,8 @@ export interface Inspection {
   readonly pcr7?: Readonly<Record<string, string>>;
   /** From manifest.json beside the image. */
   readonly services?: readonly string[];
-  readonly packages?: readonly { name: string; version: string }[];
+  /** All that the lock had: in the image, or that the image was built with. */
+  readonly packages?: readonly { name: string; version: string; isInImage: boolean }[];
   /** What contradicts what. Empty for an image as mkimage makes it. */
   readonly problems: readonly string[];
 }
@@ -236,19 +240,18 @@ function inspectPcrSignatures(
   });
 }
 
+/** The kernel unpacks members in order, so the last file of a name is the one that counts. */
 function findSystemDescription(initrd: Uint8Array | undefined): SystemDescription | undefined {
-  const archive = initrd === undefined ? undefined : decompress(initrd);
-  const file = archive === undefined ? undefined : decodeCpio(archive).find(({ path }) => path === systemFile);
+  if (initrd === undefined) return undefined;
+  const files = splitInitramfs(initrd).flatMap((member) => decodeCpio(decompress(member)));
+  const file = files.findLast(({ path }) => path === systemFile);
   return file === undefined ? undefined : parseSystemDescription(file.data);
 }
 
-/** By magic number; undefined for a compression that this tool does not know. */
-function decompress(initrd: Uint8Array): Uint8Array | undefined {
-  const magic = hex(initrd.subarray(0, 6));
+function decompress({ compression, bytes }: InitramfsMember): Uint8Array {
   const limit = { maxOutputLength: maxInitrdBytes };
-  if (magic.startsWith('28b52ffd')) return zstdDecompressSync(initrd, limit);
-  if (magic.startsWith('1f8b')) return gunzipSync(initrd, limit);
-  return magic === Buffer.from('070701').toString('hex') ? initrd : undefined;
+  if (compression === 'zstd') return zstdDecompressSync(bytes, limit);
+  return compression === 'gzip' ? gunzipSync(bytes, limit) : bytes;
 }
 
 function parseSystemDescription(bytes: Uint8Array): SystemDescription {
@@ -388,18 +391,16 @@ async function inspectBeside(
   const pcr11 = stringRecord(measurements?.['pcr11']);
   const isOurs = pcr11?.['leave-initrd'] === uki.pcrs.pcr11['leave-initrd'];
   if (measurements !== undefined && !isOurs) problems.push('measurements.json beside it is of another image');
-  const files = list(manifest?.['files']).flatMap((entry) =>
-    typeof entry['path'] === 'string' ? [entry['path']] : [],
-  );
-  const services = files.flatMap(
-    (path) => /(?:^|\/)usr\/share\/ashlar\/services\/([a-z0-9-]+)\.json$/.exec(path)?.[1] ?? [],
-  );
-  const packages = list(manifest?.['packages']).flatMap(({ name, version }) =>
-    typeof name === 'string' && typeof version === 'string' ? [{ name, version }] : [],
+  const named = manifest?.['services'];
+  const services = Array.isArray(named) ? named.filter((name) => typeof name === 'string') : [];
+  const packages = list(manifest?.['packages']).flatMap(({ name, version, groups }) =>
+    typeof name === 'string' && typeof version === 'string'
+      ? [{ name, version, isInImage: Array.isArray(groups) && groups.some((group) => IMAGE_GROUPS.includes(group)) }]
+      : [],
   );
   return {
     ...(isOurs && pcr7 !== undefined ? { pcr7 } : {}),
-    ...(manifest === undefined ? {} : { services: [...new Set(services)].sort(), packages }),
+    ...(manifest === undefined ? {} : { services: services.sort(), packages }),
   };
 }
 

@@ -15,7 +15,7 @@ export function kernelCommandLine(): string {
 
 /** The kernel settings that make it the only command line. Throws on a word that a configuration file cannot hold. */
 export function kernelCommandLineFragment(line: string): string {
-  if (!/^[!#-\[\]-~ ]+$/.test(line))
+  if (!/^[!#-[\]-~ ]+$/.test(line))
     throw new Error(
       `cannot compile in the kernel command line ${JSON.stringify(line)}: quotes and backslashes are not for it`,
     );
