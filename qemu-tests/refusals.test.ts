@@ -170,8 +170,12 @@ async function readPartitionsEnd(path: string): Promise<number> {
 /** Fails authorisations until the TPM refuses to check more: one wrong password, with one try allowed. */
 async function lockOut(lab: Lab, tcti: string): Promise<void> {
   const path = (name: string) => join(lab.directory, name);
-  const tpm2 = (command: string, args: readonly string[], allowFailure = false) =>
-    runProcess(`tpm2_${command}`, [...args, '-T', tcti], { allowFailure });
+  // Straight to the TPM, with no resource manager between: what a command leaves loaded would fill its three places.
+  const tpm2 = async (command: string, args: readonly string[], allowFailure = false) => {
+    const result = await runProcess(`tpm2_${command}`, [...args, '-T', tcti], { allowFailure });
+    await runProcess('tpm2_flushcontext', ['--transient-object', '-T', tcti]);
+    return result;
+  };
   await tpm2('dictionarylockout', [
     '--setup-parameters',
     '--max-tries=1',
