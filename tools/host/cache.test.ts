@@ -150,15 +150,17 @@ test('a killed maker holds no lock, and its half-made file is swept by a maker o
 
 test('a wait for another maker ends with the signal', async () => {
   const abort = new AbortController();
+  const made = Promise.withResolvers<void>();
+  const making = Promise.withResolvers<void>();
   const slow = cachedFile('objects', 'slow', async (path) => {
-    abort.abort();
-    await sleep(150);
+    making.resolve();
+    await made.promise;
     await writeFile(path, 'x');
   });
-  await assert.rejects(
-    cachedFile('objects', 'slow', async () => {}, { signal: abort.signal, note: () => {} }),
-    { name: 'AbortError' },
-  );
+  await making.promise;
+  const waiting = cachedFile('objects', 'slow', async () => {}, { signal: abort.signal, note: () => abort.abort() });
+  await assert.rejects(waiting, { name: 'AbortError' });
+  made.resolve();
   await slow;
 });
 
