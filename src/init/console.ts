@@ -4,6 +4,8 @@
  * loses lines and says so later, and never stops PID 1.
  */
 import { close, constants, openSync, readFileSync, write, writeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ioctl } from '../linux/ioctl.ts';
 import { printable } from '../supervisor/log-lines.ts';
 import type { LogEntry } from '../supervisor/log-store.ts';
 
@@ -13,6 +15,9 @@ const QUEUE_LINES = 512;
 const LINE_CHARACTERS = 1024;
 const RETRY_MS = 50;
 const FLUSH_LIMIT_MS = 2_000;
+/** A serial driver does not tell when it has sent everything; it can be asked (TIOCOUTQ, asm-generic/ioctls.h). */
+const UNSENT_POLL_MS = 5;
+const TIOCOUTQ = 0x5411;
 
 /** `[   12.345] init.data: opened`, safe to show on a terminal. `atMs`: milliseconds since the kernel started. */
 export function consoleLine(entry: Pick<LogEntry, 'name' | 'atMs' | 'text'>): string {
@@ -26,7 +31,7 @@ export interface Console {
   write(line: string): void;
   /** Writes without the queue, for a process that is about to end. Never throws. */
   writeNow(line: string): void;
-  /** Resolves when all that was queued is written, or after two seconds. */
+  /** Resolves when all that was queued is sent, or after two seconds. */
   flush(): Promise<void>;
   close(): void;
 }
@@ -57,6 +62,17 @@ function kernelConsoles(): string[] {
     return names.filter((name) => /^[a-z]+[0-9]*$/i.test(name)).map((name) => `/dev/${name}`);
   } catch {
     return ['/dev/console'];
+  }
+}
+
+/** Bytes that the driver has taken and not sent. None for what is no terminal. */
+function unsentBytes(fd: number): number {
+  const count = Buffer.alloc(4);
+  try {
+    ioctl(fd, TIOCOUTQ, count);
+    return count.readInt32LE();
+  } catch {
+    return 0;
   }
 }
 
@@ -95,7 +111,14 @@ class ConsoleDevice {
     }
   }
 
-  flush(): Promise<void> {
+  /** Until the driver has sent the lines too: what the kernel prints next would cut into the last of them. */
+  async flush(): Promise<void> {
+    const deadline = performance.now() + FLUSH_LIMIT_MS;
+    await this.#idle();
+    while (unsentBytes(this.#fd) > 0 && performance.now() < deadline) await sleep(UNSENT_POLL_MS);
+  }
+
+  #idle(): Promise<void> {
     if (!this.#busy) return Promise.resolve();
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, FLUSH_LIMIT_MS);
