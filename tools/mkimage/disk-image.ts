@@ -82,12 +82,12 @@ async function writeEsp(options: DiskImageOptions, offset: number): Promise<void
     const script = [
       `mkfs.vfat --invariant -F 32 -S ${SECTOR} -s 1 -i ${volumeId} -n ESP --offset ${offset / SECTOR} /disk ${kibibytes}`,
       `mmd -i /disk@@${offset} ::/EFI ::/EFI/BOOT ::/EFI/ashlar`,
-      `mcopy -m -i /disk@@${offset} /work/uki ::/EFI/BOOT/BOOTX64.EFI`,
-      `mcopy -m -i /disk@@${offset} /work/uki ::/EFI/ashlar/a.efi`,
+      `mcopy -m -i /disk@@${offset} /in/uki ::/EFI/BOOT/BOOTX64.EFI`,
+      `mcopy -m -i /disk@@${offset} /in/uki ::/EFI/ashlar/a.efi`,
     ].join(' && ');
     await runInToolRoot(toolRoot, 'sh', ['-c', script], {
       binds: [
-        { source: directory, target: '/work' },
+        { source: directory, target: '/in' },
         { source: options.path, target: '/disk', writable: true },
       ],
       env: { SOURCE_DATE_EPOCH: String(seconds), MTOOLS_SKIP_CHECK: '1' },
