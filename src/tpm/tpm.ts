@@ -21,7 +21,7 @@ import {
   type PcrSelection,
   type PublicArea,
   TPM_ALG,
-} from './structures.ts';
+} from '../formats/tpm-structures.ts';
 import { ESYS, isTpmError, Output, TPM_RC, TssContext } from './tss.ts';
 
 /** Where an operating system keeps the storage root key (TCG TPM v2.0 Provisioning Guidance, 7.8). */

@@ -13,7 +13,7 @@ import {
   encodeSha256DigestValues,
   encodeSized,
   type PublicArea,
-} from './structures.ts';
+} from './tpm-structures.ts';
 
 const bytes = (maxLength: number) => fc.uint8Array({ maxLength });
 const attributes = fc.nat(0xffffffff);

@@ -5,7 +5,7 @@
  * here, and the same bytes serve the policy digests and object names that are computed without a TPM.
  */
 import { createHash } from 'node:crypto';
-import { FormatError } from '../formats/byte-reader.ts';
+import { FormatError } from './byte-reader.ts';
 
 /** TPM_ALG_ID (Part 2, 6.3). */
 export const TPM_ALG = {
