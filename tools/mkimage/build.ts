@@ -29,6 +29,7 @@ import { fetchPackages, readPackageLock } from './packages.ts';
 import { buildExecutable } from './sea.ts';
 import { buildSystemImage } from './system-image.ts';
 import { buildSystemTree, builtText } from './system-tree.ts';
+import { noVariant, readTestVariant, refuseUnfitKeys } from './test-variant.ts';
 import { openToolRoot } from './tool-root.ts';
 import { assembleUki } from './uki.ts';
 
@@ -36,6 +37,8 @@ export interface BuildOptions {
   outDir: string;
   /** @default the development keys, made when they are not there */
   keysDir?: string | undefined;
+  /** Services more, which attack the node; the keys must be test-only. @default none */
+  testVariantDir?: string | undefined;
   /** Take the suite's newest where the mirror no longer has the locked version. @default false */
   allowDrift?: boolean | undefined;
   /** @default the mirror that the host's apt uses */
@@ -73,6 +76,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
   };
   const { version } = packageJson;
   const keys = options.keysDir === undefined ? await developmentKeys() : await loadKeys(options.keysDir);
+  refuseUnfitKeys(keys, options.testVariantDir);
 
   const fetched = await timed('packages', async () =>
     fetchPackages(await readPackageLock(), ['tools', 'kernel', 'boot', 'firmware', 'image'], {
@@ -96,20 +100,24 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
     Promise.all(Object.entries(BUNDLES).map(([name, entry]) => bundle(name, entry))),
   );
   const readElf = createElfReader();
+  const koffi = await builtFile(KOFFI);
+  const variant =
+    options.testVariantDir === undefined ? noVariant : await readTestVariant(options.testVariantDir, koffi);
   const built: BuiltFiles = {
     executable: await builtFile(executable.path, executable.sha256),
-    'koffi.node': await builtFile(KOFFI),
+    'koffi.node': koffi,
     'release.json': builtText(`${JSON.stringify({ name: 'ashlar', version, buildTime })}\n`),
     'licences.txt': builtText(licences(bundles)),
     ...Object.fromEntries(bundles.map(({ name, code }) => [name, builtText(code)])),
   };
-  const services = await readServices();
+  const services = [...(await readServices()), ...variant.services];
   const systemEntries = await timed('system tree', () =>
     buildSystemTree({
       packages,
       services: orderServices(services.map(({ service }) => service)),
       serviceManifestTexts: Object.fromEntries(services.map(({ name, text }) => [name, text])),
       built,
+      serviceFiles: variant.files,
       readElf,
     }),
   );
@@ -172,7 +180,11 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
       name: 'ashlar',
       version,
       buildTime,
-      keys: { isDevelopment: keys.isDevelopment, dbCertificateSha256: sha256Of(keys.dbCertificatePem) },
+      keys: {
+        isDevelopment: keys.isDevelopment,
+        ...(keys.isTestOnly && { isTestOnly: true }),
+        dbCertificateSha256: sha256Of(keys.dbCertificatePem),
+      },
       kernel: {
         release: kernel.release,
         configSha256: await fileSha256(kernel.config),

@@ -31,12 +31,15 @@ const generateKeyPair = promisify(generateKeyPairCallback);
 const rsaBits = 2048;
 const validYears = 10;
 const developmentMark = 'DEVELOPMENT — do not ship';
+const testOnlyMark = 'TEST ONLY — refused by release builds';
 
 /** What a build needs. The private halves of PK, KEK and update are not among it. */
 export interface Keys {
   readonly directory: string;
   /** True when the certificates say that they must not be shipped. */
   readonly isDevelopment: boolean;
+  /** True when they sign nothing but test variants, whose images run attackers. */
+  readonly isTestOnly: boolean;
   readonly ownerGuid: string;
   readonly pkCertificatePem: string;
   readonly kekCertificatePem: string;
@@ -60,7 +63,10 @@ export function secureBootVariablesOf(
  *
  * @throws Error when the directory exists: keys are never overwritten.
  */
-export async function generateKeys(directory: string, options: { isDevelopment: boolean }): Promise<void> {
+export async function generateKeys(
+  directory: string,
+  options: { isDevelopment: boolean; isTestOnly?: boolean },
+): Promise<void> {
   const target = resolve(directory);
   if (await exists(target)) {
     throw new Error(`cannot generate keys: ${target} exists; keys are never overwritten, choose another directory`);
@@ -68,7 +74,7 @@ export async function generateKeys(directory: string, options: { isDevelopment: 
   await mkdir(dirname(target), { recursive: true });
   const temporary = await mkdtemp(join(dirname(target), `.${basename(target)}.new-`));
   try {
-    for (const [name, { text, isPrivate }] of Object.entries(await newKeyFiles(options.isDevelopment))) {
+    for (const [name, { text, isPrivate }] of Object.entries(await newKeyFiles(markOf(options)))) {
       await using file = await open(join(temporary, name), 'wx', isPrivate ? 0o600 : 0o644);
       await file.writeFile(text);
       await file.sync();
@@ -88,7 +94,12 @@ interface KeyFile {
   readonly isPrivate: boolean;
 }
 
-async function newKeyFiles(isDevelopment: boolean): Promise<Record<string, KeyFile>> {
+function markOf(options: { isDevelopment: boolean; isTestOnly?: boolean }): string | undefined {
+  if (options.isTestOnly === true) return testOnlyMark;
+  return options.isDevelopment ? developmentMark : undefined;
+}
+
+async function newKeyFiles(markText: string | undefined): Promise<Record<string, KeyFile>> {
   const [pk, kek, db, policy, update] = await Promise.all([
     generateKeyPair('rsa', { modulusLength: rsaBits }),
     generateKeyPair('rsa', { modulusLength: rsaBits }),
@@ -96,16 +107,19 @@ async function newKeyFiles(isDevelopment: boolean): Promise<Record<string, KeyFi
     generateKeyPair('rsa', { modulusLength: rsaBits }),
     generateKeyPair('ed25519'),
   ]);
-  const mark = isDevelopment ? ` (${developmentMark})` : '';
+  const mark = markText === undefined ? '' : ` (${markText})`;
+  // A key has no room for a name; PEM lets text stand before it, and so the mark goes where the file goes.
+  const preamble = markText === testOnlyMark ? `${testOnlyMark}\n` : '';
   const privateFile = (key: KeyObject): KeyFile => ({
-    text: key.export({ type: 'pkcs8', format: 'pem' }).toString(),
+    text: `${preamble}${key.export({ type: 'pkcs8', format: 'pem' }).toString()}`,
     isPrivate: true,
   });
   const publicFile = (text: string): KeyFile => ({ text, isPrivate: false });
-  const publicKeyFile = (key: KeyObject): KeyFile => publicFile(key.export({ type: 'spki', format: 'pem' }).toString());
+  const publicKeyFile = (key: KeyObject): KeyFile =>
+    publicFile(`${preamble}${key.export({ type: 'spki', format: 'pem' }).toString()}`);
   const certificate = (role: string, pair: KeyPair): KeyFile =>
     publicFile(selfSigned(`Ashlar ${role}${mark}`, pair, role === 'db'));
-  const readme = `These keys were made for development: ${developmentMark}.\nWhoever has this directory can sign an image that your development machines start.\n`;
+  const readme = `These keys are marked: ${markText}.\nWhoever has this directory can sign an image that machines which trust these keys start.\n`;
   return {
     'PK.key': privateFile(pk.privateKey),
     'PK.crt': certificate('PK', pk),
@@ -118,7 +132,7 @@ async function newKeyFiles(isDevelopment: boolean): Promise<Record<string, KeyFi
     'update.key': privateFile(update.privateKey),
     'update.pub': publicKeyFile(update.publicKey),
     'owner-guid': publicFile(`${randomUUID()}\n`),
-    ...(isDevelopment ? { README: publicFile(readme) } : {}),
+    ...(markText === undefined ? {} : { README: publicFile(readme) }),
   };
 }
 
@@ -160,8 +174,10 @@ export async function loadKeys(directory: string): Promise<Keys> {
   };
   const dbCertificatePem = await text('db.crt');
   const dbKey = parsePrivateKey(join(absolute, 'db.key'), await privateText(absolute, 'db.key', text));
-  const policyKey = parsePrivateKey(join(absolute, 'policy.key'), await privateText(absolute, 'policy.key', text));
-  const policyPublicKeyPem = await text('policy.pub');
+  const policyKeyText = await privateText(absolute, 'policy.key', text);
+  const policyKey = parsePrivateKey(join(absolute, 'policy.key'), policyKeyText);
+  const policyPublicText = await text('policy.pub');
+  const policyPublicKeyPem = policyPublicText.slice(Math.max(0, policyPublicText.indexOf('-----BEGIN')));
   const ownerGuid = (await text('owner-guid')).trim().toLowerCase();
   const certificate = parseCertificate(join(absolute, 'db.crt'), dbCertificatePem);
   if (!certificate.checkPrivateKey(dbKey))
@@ -172,6 +188,7 @@ export async function loadKeys(directory: string): Promise<Keys> {
   const keys = {
     directory: absolute,
     isDevelopment: certificate.subject.includes('DEVELOPMENT'),
+    isTestOnly: [certificate.subject, policyKeyText, policyPublicText].some((marked) => marked.includes(testOnlyMark)),
     ownerGuid,
     pkCertificatePem: await text('PK.crt'),
     kekCertificatePem: await text('KEK.crt'),
@@ -250,9 +267,13 @@ export const keysCommands = commandGroup({
       options: {
         out: { type: 'string', value: 'DIR', required: true, summary: 'a directory that does not exist yet' },
         development: { type: 'boolean', summary: 'mark the certificates as not to be shipped' },
+        'test-only': {
+          type: 'boolean',
+          summary: 'mark them as keys of test variants (build --test-variant), which every other build refuses',
+        },
       },
-      run: async ({ out, development }, { print }) => {
-        await generateKeys(out, { isDevelopment: development });
+      run: async ({ out, development, 'test-only': isTestOnly }, { print }) => {
+        await generateKeys(out, { isDevelopment: development, isTestOnly });
         print(`wrote ${resolve(out)}`);
       },
     }),

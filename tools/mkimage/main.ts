@@ -22,6 +22,11 @@ const build = command({
       value: 'DIR',
       summary: 'keys to sign with; otherwise development keys, never to be shipped',
     },
+    'test-variant': {
+      type: 'string',
+      value: 'DIR',
+      summary: 'with services that attack the node (docs/attacks.md); needs keys made with --test-only',
+    },
     mirror,
     'allow-drift': {
       type: 'boolean',
@@ -30,8 +35,21 @@ const build = command({
     jobs: { type: 'integer', value: 'N', minimum: 1, short: 'j', summary: "parallel jobs of the kernel's build" },
     json: { type: 'boolean', summary: 'print the paths and the time of each stage as JSON' },
   },
-  run: async ({ out, keys, mirror, jobs, json, 'allow-drift': allowDrift }, { progress, print, signal }) => {
-    const image = await buildImage({ outDir: out, keysDir: keys, allowDrift, mirror, jobs, progress, signal });
+  run: async (
+    { out, keys, mirror, jobs, json, 'allow-drift': allowDrift, 'test-variant': testVariantDir },
+    { progress, print, signal },
+  ) => {
+    const keysDir = keys;
+    const image = await buildImage({
+      outDir: out,
+      keysDir,
+      testVariantDir,
+      allowDrift,
+      mirror,
+      jobs,
+      progress,
+      signal,
+    });
     if (json) {
       print(JSON.stringify(image, undefined, 2));
       return;

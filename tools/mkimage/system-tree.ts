@@ -22,16 +22,25 @@ export async function buildSystemTree(options: {
   /** File name → text, as checked. */
   serviceManifestTexts: Readonly<Record<string, string>>;
   built: BuiltFiles;
+  /** By service: files for /usr/lib/ashlar of its root alone, in place of what is built. @default none */
+  serviceFiles?: Readonly<Record<string, BuiltFiles>>;
   readElf: ElfReader;
 }): Promise<TreeEntry[]> {
-  const { packages, services, serviceManifestTexts, built, readElf } = options;
+  const { packages, services, serviceManifestTexts, built, serviceFiles = {}, readElf } = options;
   const tree = new FileTree(packages, readElf);
   addMergedUsr(tree, '');
   await addManifest(tree, await readImageManifest('system'), built);
   for (const [fileName, content] of Object.entries(serviceManifestTexts)) {
     tree.add(textFile(`/usr/share/ashlar/services/${fileName}`, content));
   }
-  for (const service of services) await addService(tree, service, built);
+  for (const service of services) {
+    const ofService = serviceFiles[service.name] ?? {};
+    for (const [name, made] of Object.entries(ofService)) {
+      const path = `/services/${service.name}/rootfs/usr/lib/ashlar/${name}`;
+      tree.add({ type: 'file', path, mode: name.endsWith('.node') ? 0o755 : 0o644, ...made });
+    }
+    await addService(tree, service, { ...built, ...ofService });
+  }
   const entries = tree.entries();
   await checkTree('system partition', entries, readElf);
   return entries;
