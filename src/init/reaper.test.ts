@@ -9,7 +9,7 @@ const canIsolate = spawnSync('unshare', [...isolate, 'true']).status === 0;
 test('PID 1 reaps every orphan of a fork storm and takes no exit event from its own children', {
   skip: canIsolate ? false : 'this machine does not allow user and PID namespaces',
 }, () => {
-  const storm = join(import.meta.dirname, 'reaper-storm.ts');
+  const storm = join(import.meta.dirname, 'reaper-storm-main.ts');
   const run = spawnSync('unshare', [...isolate, process.execPath, storm], { encoding: 'utf8', timeout: 120_000 });
   assert.equal(run.status, 0, run.stderr);
   const result: unknown = JSON.parse(run.stdout);
