@@ -8,18 +8,20 @@
  */
 
 import { randomInt } from 'node:crypto';
-import { glob, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { glob, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
+import { relative } from 'node:path';
 import { type EventData, run } from 'node:test';
 import { spec } from 'node:test/reporters';
 import { reportChecks, runChecks } from './check.ts';
 import { command, runCommandLine, UsageError } from './host/command-line.ts';
 import { formatDuration, type Progress } from './host/progress.ts';
 import { runProcess } from './host/run-process.ts';
+import { decodeTestRecord, encodeTestRecord, mergeTestRecord, type RunResult, TEST_RECORD } from './test-record.ts';
 
 const ROOT = new URL('..', import.meta.url).pathname;
 const UNIT_LIMIT_MS = 60_000;
-const RECORD = 'docs/full-test-result.md';
 
 interface Stage {
   readonly name: string;
@@ -30,11 +32,9 @@ interface Stage {
   readonly timeoutMs: number;
 }
 
-interface StageResult {
-  readonly name: string;
-  readonly passed: boolean;
-  readonly durationMs: number;
-  readonly counts: string;
+interface StageResult extends RunResult {
+  /** Of each file of the full stage, which takes too long for one run to be its only record. */
+  readonly files: readonly RunResult[];
 }
 
 // Tests of the harness itself are in folders of qemu-tests/; those directly in it boot machines.
@@ -71,7 +71,7 @@ async function runStage(stage: Stage, patterns: readonly string[], signal: Abort
   const startMs = performance.now();
   if (files.length === 0) {
     // Fine for a pattern that is about another stage; without one, a stage that lost its tests is a failure.
-    return { name: stage.name, passed: patterns.length > 0, durationMs: 0, counts: 'no test files' };
+    return { name: stage.name, passed: patterns.length > 0, durationMs: 0, counts: 'no test files', files: [] };
   }
   console.log(`\n── ${stage.name}: ${files.length} files ──`);
   const events = run({
@@ -81,19 +81,27 @@ async function runStage(stage: Stage, patterns: readonly string[], signal: Abort
     signal,
   });
   let summary: EventData.TestSummary | undefined;
+  const fileResults: RunResult[] = [];
   events.on('test:summary', (data) => {
     // One without a file name is for the whole run.
     if (data.file === undefined) summary = data;
+    else fileResults.push(resultOf(relative(ROOT, data.file), data, data.duration_ms));
   });
   for await (const text of events.compose(new spec())) process.stdout.write(text as string);
   signal.throwIfAborted();
   if (summary === undefined) throw new Error(`cannot judge the ${stage.name} tests: the runner gave no summary`);
-  const { counts } = summary;
   return {
-    name: stage.name,
+    ...resultOf(stage.name, summary, performance.now() - startMs),
+    files: stage === FULL ? fileResults : [],
+  };
+}
+
+function resultOf(name: string, { success, counts }: EventData.TestSummary, durationMs: number): RunResult {
+  return {
+    name,
     // A run in which nothing ran proves nothing.
-    passed: summary.success && counts.passed + counts.skipped > 0,
-    durationMs: performance.now() - startMs,
+    passed: success && counts.passed + counts.skipped > 0,
+    durationMs,
     counts: `${counts.passed} passed, ${counts.tests - counts.passed - counts.skipped - counts.todo} failed, ${counts.skipped} skipped`,
   };
 }
@@ -109,6 +117,7 @@ async function runCheckStage(progress: Progress, signal: AbortSignal): Promise<S
     passed,
     durationMs: performance.now() - startMs,
     counts: `${results.length - failures} passed, ${failures} failed`,
+    files: [],
   };
 }
 
@@ -119,24 +128,15 @@ function printSummary(results: readonly StageResult[]): void {
   }
 }
 
+/** Puts results into the record of full runs, beside those of files that did not run this time. */
 async function record(results: readonly StageResult[], seed: string, signal: AbortSignal): Promise<void> {
   const { stdout } = await runProcess('git', ['rev-parse', '--short=12', 'HEAD'], { cwd: ROOT, signal });
-  const rows = results.map((result) => {
-    const verdict = result.passed ? 'passed' : 'FAILED';
-    return `| ${result.name} | ${verdict} | ${formatDuration(result.durationMs)} | ${result.counts} |`;
-  });
-  const date = new Date().toISOString().slice(0, 10);
-  const head = ['| stage | result | time | tests |', '|---|---|---|---|'];
-  const text = [
-    `# The last full test run`,
-    '',
-    `${date}, commit ${stdout.trim()}, seed ${seed}.`,
-    '',
-    ...head,
-    ...rows,
-    '',
-  ];
-  await writeFile(`${ROOT}${RECORD}`, text.join('\n'));
+  const run = { date: new Date().toISOString().slice(0, 10), commit: stdout.trim(), seed };
+  const path = `${ROOT}${TEST_RECORD}`;
+  const before = existsSync(path) ? decodeTestRecord(await readFile(path, 'utf8')) : [];
+  const ran = results.flatMap(({ files, ...stage }) => (files.length > 0 ? files : [stage]));
+  const known = ['check', UNIT.name, VM.name, ...(await testFiles(FULL, []))];
+  await writeFile(path, encodeTestRecord(mergeTestRecord({ before, ran, run, known })));
 }
 
 const test = command({
@@ -146,7 +146,7 @@ const test = command({
     'STAGE is unit, vm or full; without one: check, unit and vm.\nPATTERN… are parts of paths of test files.',
   options: {
     seed: { type: 'string', value: 'N', summary: 'of the random tests in "full"; a new one each time unless given' },
-    record: { type: 'boolean', summary: `write the result to ${RECORD}` },
+    record: { type: 'boolean', summary: `write what ran to ${TEST_RECORD}, by file of the full stage` },
   },
   positionals: [
     { name: 'stage', summary: 'which tests' },
@@ -171,7 +171,9 @@ const test = command({
     if (unit !== undefined && unit.durationMs > UNIT_LIMIT_MS) {
       progress.warn(`the unit tests took ${formatDuration(unit.durationMs)}; they should take less than 60s`);
     }
-    if (values.record) await record(results, seed, signal);
+    // Of a stage that a pattern cut down, only the files of "full" are whole.
+    const whole = results.filter(({ name }) => pattern.length === 0 || name === FULL.name);
+    if (values.record) await record(whole, seed, signal);
     return results.every((result) => result.passed) ? 0 : 1;
   },
 });
