@@ -106,6 +106,7 @@ async function makeFloorDisk(lab: BenchLab, { progress }: CommandContext): Promi
       .trim()} rdinit=/init`,
     osRelease: section('.osrel').toString('utf8'),
     uname: section('.uname').toString('ascii'),
+    epoch: 1,
     keys: await developmentKeys(),
   });
   const ukiPath = join(lab.directory, 'floor.efi');

@@ -47,6 +47,7 @@ async function stormDisk(lab: Lab): Promise<string> {
     cmdline: section('.cmdline').toString('ascii'),
     osRelease: section('.osrel').toString('utf8'),
     uname: section('.uname').toString('ascii'),
+    epoch: 1,
     keys: await developmentKeys(),
   });
   const ukiPath = join(lab.directory, 'storm.efi');

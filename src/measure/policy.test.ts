@@ -18,9 +18,12 @@ import {
 import { bootPhase } from './pcr11.ts';
 import {
   encodePcrSelection,
+  epochOfPolicyRef,
+  maxEpoch,
   pcrDigest,
   policyAuthorize,
   policyPcr,
+  policyRefOfEpoch,
   rsaPolicyKeyName,
   sealingPolicy,
 } from './policy.ts';
@@ -35,6 +38,14 @@ describe('policy digests', () => {
     assert.equal(hex(encodePcrSelection([11])), '00000001000b03000800');
     assert.equal(hex(encodePcrSelection([7, 12, 13, 15])), '00000001000b0380b000');
     assert.throws(() => encodePcrSelection([24]), /cannot select PCR 24/);
+  });
+
+  it('name epochs, and read none but their own names', () => {
+    for (const epoch of [1, 9, 10, maxEpoch]) assert.equal(epochOfPolicyRef(policyRefOfEpoch(epoch)), epoch);
+    for (const epoch of [0, -1, 1.5, maxEpoch + 1]) assert.throws(() => policyRefOfEpoch(epoch), /cannot name epoch/);
+    for (const text of ['ashlar-epoch-0', 'ashlar-epoch-01', 'ashlar-epoch-65', 'ashlar-epoch-1 ', 'epoch-1', '']) {
+      assert.equal(epochOfPolicyRef(text), undefined);
+    }
   });
 
   it('do not depend on the order in which registers are given', () => {

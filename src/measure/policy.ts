@@ -14,8 +14,28 @@
 import { createPublicKey, type KeyObject } from 'node:crypto';
 import { pcrSize, sha256, zeroPcr } from './pcr.ts';
 
-/** The `policyRef` of this generation of images: raise it and reseal to shut out every image signed before. */
-export const currentPolicyRef = 'ashlar-epoch-1';
+/** The highest epoch: `.pcrsig` carries a signature for each from 1 on, and its decoder has a limit. */
+export const maxEpoch = 64;
+
+/**
+ * The `policyRef` of an epoch of images. A node that is sealed to epoch k opens under images of k and later ones, because
+ * an image of epoch N is signed for 1 to N: raise the epoch and reseal to shut out every image signed before.
+ *
+ * @throws RangeError when it is no whole number from 1 to {@link maxEpoch}.
+ */
+export function policyRefOfEpoch(epoch: number): string {
+  if (!Number.isInteger(epoch) || epoch < 1 || epoch > maxEpoch) {
+    throw new RangeError(`cannot name epoch ${epoch}: it is a whole number from 1 to ${maxEpoch}`);
+  }
+  return `ashlar-epoch-${epoch}`;
+}
+
+/** The epoch that a `policyRef` of ours names; undefined for any other text. */
+export function epochOfPolicyRef(policyRef: string): number | undefined {
+  const digits = /^ashlar-epoch-([1-9][0-9]?)$/.exec(policyRef)?.[1];
+  const epoch = digits === undefined ? undefined : Number(digits);
+  return epoch !== undefined && epoch <= maxEpoch ? epoch : undefined;
+}
 
 /** Registers that the sealing policy binds beside the signed PCR 11. */
 export const sealedPcrs = [7, 12, 13, 15] as const;

@@ -11,7 +11,8 @@ import { createHash, randomBytes } from 'node:crypto';
 import { copyFile, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import packageJson from '../../package.json' with { type: 'json' };
-import { currentPolicyRef } from '../../src/measure/policy.ts';
+import { exactly, integer, object } from '../../src/formats/json-shape.ts';
+import { maxEpoch, policyRefOfEpoch } from '../../src/measure/policy.ts';
 import { orderServices, parseServiceManifest } from '../../src/supervisor/service-manifest.ts';
 import { fileSha256 } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
@@ -43,6 +44,8 @@ export interface BuildOptions {
   allowDrift?: boolean | undefined;
   /** @default the mirror that the host's apt uses */
   mirror?: string | undefined;
+  /** The image's epoch. @default the one in `image/epoch.json` */
+  epoch?: number | undefined;
   progress: Progress;
   /** Parallel jobs of the kernel's build. The image does not depend on it. @default the processors */
   jobs?: number | undefined;
@@ -64,6 +67,8 @@ const ROOT = join(import.meta.dirname, '../..');
 const STUB = '/usr/lib/systemd/boot/efi/linuxx64.efi.stub';
 const KOFFI = join(ROOT, 'node_modules/@koromix/koffi-linux-x64/linux_x64/koffi.node');
 const SERVICE_DIRECTORY = join(ROOT, 'image/system/services');
+const EPOCH_FILE = join(ROOT, 'image/epoch.json');
+const epochFile = object({ version: exactly(1), epoch: integer({ min: 1, max: maxEpoch }) });
 
 export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths> {
   const { progress, signal, mirror, allowDrift } = options;
@@ -75,6 +80,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
     return result;
   };
   const { version } = packageJson;
+  const epoch = options.epoch ?? (await readEpoch());
   const keys = options.keysDir === undefined ? await developmentKeys() : await loadKeys(options.keysDir);
   refuseUnfitKeys(keys, options.testVariantDir);
 
@@ -133,7 +139,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
     blockSize: 4096,
     hashAlgorithm: 'sha256',
     policyKeyPem: keys.policyPublicKeyPem,
-    sealing: { policyRef: currentPolicyRef },
+    sealing: { policyRef: policyRefOfEpoch(epoch) },
   };
   const initramfs = await timed('initramfs', () =>
     buildInitramfs({
@@ -160,6 +166,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
       cmdline: kernelCommandLine(),
       osRelease,
       uname: kernel.release,
+      epoch,
       keys,
     }),
   );
@@ -180,6 +187,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
       name: 'ashlar',
       version,
       buildTime,
+      epoch,
       keys: {
         isDevelopment: keys.isDevelopment,
         ...(keys.isTestOnly && { isTestOnly: true }),
@@ -234,6 +242,11 @@ async function publish(temporary: string, outDir: string, known: Readonly<Record
   await writeFile(join(temporary, 'SHA256SUMS'), sums.join(''));
   await rm(join(outDir, 'SHA256SUMS'), { force: true });
   for (const name of [...names, 'SHA256SUMS']) await rename(join(temporary, name), join(outDir, name));
+}
+
+/** The epoch of images of this source tree. */
+async function readEpoch(): Promise<number> {
+  return epochFile(JSON.parse(await readFile(EPOCH_FILE, 'utf8')), 'image/epoch.json').epoch;
 }
 
 async function readServices() {

@@ -57,6 +57,7 @@ before(async () => {
     cmdline: 'quiet',
     osRelease: 'ID=ashlar\nPRETTY_NAME="Ashlar \u001b[31m"\n',
     uname: '6.12.1',
+    epoch: 1,
     keys: await loadKeys(at('keys')),
   });
   uki = assembled.uki;

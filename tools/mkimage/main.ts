@@ -27,6 +27,12 @@ const build = command({
       value: 'DIR',
       summary: 'with services that attack the node (docs/attacks.md); needs keys made with --test-only',
     },
+    epoch: {
+      type: 'integer',
+      value: 'N',
+      minimum: 1,
+      summary: "the image's epoch, otherwise that of image/epoch.json (docs/data-partition.md)",
+    },
     mirror,
     'allow-drift': {
       type: 'boolean',
@@ -36,7 +42,7 @@ const build = command({
     json: { type: 'boolean', summary: 'print the paths and the time of each stage as JSON' },
   },
   run: async (
-    { out, keys, mirror, jobs, json, 'allow-drift': allowDrift, 'test-variant': testVariantDir },
+    { out, keys, epoch, mirror, jobs, json, 'allow-drift': allowDrift, 'test-variant': testVariantDir },
     { progress, print, signal },
   ) => {
     const keysDir = keys;
@@ -44,6 +50,7 @@ const build = command({
       outDir: out,
       keysDir,
       testVariantDir,
+      epoch,
       allowDrift,
       mirror,
       jobs,

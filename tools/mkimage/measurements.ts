@@ -9,7 +9,7 @@ import { policyKeyFingerprint } from '../../src/measure/pcr-signature.ts';
 import { predictPcr4 } from '../../src/measure/pcr4.ts';
 import { predictPcr7 } from '../../src/measure/pcr7.ts';
 import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
-import { currentPolicyRef, rsaPolicyKeyName, sealingPolicy, signedPcr11Policy } from '../../src/measure/policy.ts';
+import { policyRefOfEpoch, rsaPolicyKeyName, sealingPolicy, signedPcr11Policy } from '../../src/measure/policy.ts';
 import { type Keys, secureBootVariablesOf } from './keys.ts';
 
 interface Step {
@@ -56,8 +56,12 @@ const noVariables: SecureBootVariables = {
   dbx: new Uint8Array(0),
 };
 
-/** @param uki the finished, signed image. */
-export function predictMeasurements(uki: Uint8Array, keys: MeasurementKeys): Measurements {
+/**
+ * @param uki the finished, signed image
+ * @param epoch the image's
+ */
+export function predictMeasurements(uki: Uint8Array, keys: MeasurementKeys, epoch: number): Measurements {
+  const policyRef = policyRefOfEpoch(epoch);
   const pcr11 = predictPcr11OfUki(uki);
   const pcr4 = {
     'secure-boot-on': predictPcr4(uki, { isSecureBootOn: true }),
@@ -75,13 +79,11 @@ export function predictMeasurements(uki: Uint8Array, keys: MeasurementKeys): Mea
     pcr7: mapValues(pcr7, valueOf),
     pcr11: mapValues(pcr11, valueOf),
     policy: {
-      policyRef: currentPolicyRef,
+      policyRef,
       pcr11: hex(signedPcr11Policy(pcr11['enter-initrd'].value)),
       keyFingerprint: hex(policyKeyFingerprint(policyKey)),
       keyName: hex(rsaPolicyKeyName(policyKey)),
-      sealing: mapValues(pcr7, ({ value }) =>
-        hex(sealingPolicy({ policyKey, policyRef: currentPolicyRef, pcr7: value })),
-      ),
+      sealing: mapValues(pcr7, ({ value }) => hex(sealingPolicy({ policyKey, policyRef, pcr7: value }))),
     },
     steps: {
       pcr4: mapValues(pcr4, stepsOf),

@@ -28,6 +28,7 @@ before(async () => {
     cmdline: 'quiet lockdown=confidentiality',
     osRelease: 'ID=ashlar\n',
     uname: '6.12.1-ashlar',
+    epoch: 1,
     keys,
   };
 });
@@ -78,6 +79,19 @@ describe('assembleUki', () => {
       measurements.pcr11['enter-initrd'],
       Buffer.from(predictPcr11OfUki(uki)['enter-initrd'].value).toString('hex'),
     );
+  });
+
+  it('approves the same PCR 11 for each epoch up to its own, and for none above', () => {
+    const { uki } = assembleUki({ ...options, epoch: 3 });
+    const section = findPeSection(decodePe(uki), '.pcrsig');
+    assert.ok(section);
+    const signatures = decodePcrSignatures(peSectionContent(uki, section));
+    assert.deepEqual(
+      signatures.map(({ policyRef }) => policyRef),
+      ['ashlar-epoch-1', 'ashlar-epoch-2', 'ashlar-epoch-3'],
+    );
+    assert.ok(signatures.every((signature) => verifyPcrSignature(signature, keys.policyKey)));
+    assert.throws(() => assembleUki({ ...options, epoch: 65 }), /cannot name epoch 65/);
   });
 
   it('refuses a command line that would let the boot entry speak', () => {

@@ -6,7 +6,7 @@ import { signAuthenticode } from '../../src/formats/authenticode.ts';
 import { buildUki, type NewPeSection } from '../../src/formats/pe.ts';
 import { encodePcrSignatures, signPcr11 } from '../../src/measure/pcr-signature.ts';
 import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
-import { currentPolicyRef } from '../../src/measure/policy.ts';
+import { policyRefOfEpoch } from '../../src/measure/policy.ts';
 import type { Keys } from './keys.ts';
 import { type Measurements, predictMeasurements } from './measurements.ts';
 
@@ -22,6 +22,8 @@ export interface UkiOptions {
   readonly osRelease: string;
   /** The kernel's release, as `uname -r` will show it. */
   readonly uname: string;
+  /** Of the image: it opens nodes that are sealed to this epoch or an earlier one. */
+  readonly epoch: number;
   readonly keys: Keys;
 }
 
@@ -29,7 +31,8 @@ export interface UkiOptions {
  * Assembles, policy-signs and Secure-Boot-signs. The same input gives the same bytes.
  *
  * `.pcrsig` approves PCR 11 as it is in phase enter-initrd: before that and after leave-initrd nothing unseals. It is not
- * measured itself, so it can be computed from the image without it.
+ * measured itself, so it can be computed from the image without it. It does so for each epoch from 1 to the image's, so that a node that is sealed
+ * to an earlier one opens and can be resealed; an older image has no signature for a later epoch.
  *
  * @throws RangeError when the command line is empty or not printable ASCII: with an empty one the stub would take its
  *   command line from the boot entry, even under Secure Boot.
@@ -50,9 +53,12 @@ export function assembleUki(options: UkiOptions): { uki: Uint8Array; measurement
   ];
   const kernel = { name: '.linux', data: options.kernel };
   const pcr11 = predictPcr11OfUki(buildUki({ stub, sections: [...measured, kernel] }))['enter-initrd'].value;
-  const signature = signPcr11({ pcr11, policyRef: currentPolicyRef, key: keys.policyKey });
-  const pcrsig = { name: '.pcrsig', data: Buffer.from(encodePcrSignatures([signature]), 'utf8') };
+  const epochs = Array.from({ length: options.epoch }, (_, index) => index + 1);
+  const signatures = epochs.map((epoch) =>
+    signPcr11({ pcr11, policyRef: policyRefOfEpoch(epoch), key: keys.policyKey }),
+  );
+  const pcrsig = { name: '.pcrsig', data: Buffer.from(encodePcrSignatures(signatures), 'utf8') };
   const unsigned = buildUki({ stub, sections: [...measured, pcrsig, kernel] });
   const uki = signAuthenticode(unsigned, { certificatePem: keys.dbCertificatePem, key: keys.dbKey });
-  return { uki, measurements: predictMeasurements(uki, keys) };
+  return { uki, measurements: predictMeasurements(uki, keys, options.epoch) };
 }
