@@ -157,7 +157,7 @@ export function decodePcrSelections(bytes: Uint8Array): PcrSelection[] {
   return selections;
 }
 
-function readPcrSelections(reader: TpmReader): PcrSelection[] {
+export function readPcrSelections(reader: TpmReader): PcrSelection[] {
   const selections: PcrSelection[] = [];
   for (let left = reader.count('count'); left > 0; left -= 1) {
     const hash = reader.u16('hash');
