@@ -57,16 +57,31 @@ describe('decodeEventLog', () => {
     ]);
   });
 
-  it('names what is wrong and where', () => {
+  it('refuses what does not begin as a log, naming what is wrong and where', () => {
+    assert.throws(() => decodeEventLog(new Uint8Array(0)), /it is empty/);
+    assert.throws(() => decodeEventLog(Buffer.alloc(100)), /it is all zeros/);
+    assert.throws(() => decodeEventLog(Buffer.from('this is a text and no log at all. '.repeat(4))), FormatError);
+    const header = Buffer.from(encodeEventLog([]));
+    header.writeUInt32LE(9, 32 + 24);
+    assert.throws(() => decodeEventLog(header), /numberOfAlgorithms at offset 0x3c: 9 is not 1 to 8/);
+    header.writeUInt32LE(2, 32 + 24);
+    header.writeUInt16LE(21, 32 + 30);
+    assert.throws(() => decodeEventLog(header), /sha1 with 21 bytes/);
+  });
+
+  it('keeps what came before a cut or a lie, and says how much is left', () => {
     const log = Buffer.from(encodeEventLog(events));
-    assert.throws(
-      () => decodeEventLog(log.subarray(0, log.length - 1)),
-      /event at offset 0x[0-9a-f]+: needs|eventSize/,
-    );
-    assert.throws(() => decodeEventLog(Buffer.alloc(100)), /header type at offset 0x4/);
+    const cut = decodeEventLog(log.subarray(0, log.length - 1));
+    assert.equal(cut.entries.length, 3);
+    assert.ok(cut.unreadBytes > 0);
+    assert.match(cut.warnings.join(), /^event 4 at offset 0x[0-9a-f]+: .*needs.* bytes from there on are not read$/);
     const foreign = Buffer.from(log);
     foreign.writeUInt16LE(0x9999, 32 + 37 + 12);
-    assert.throws(() => decodeEventLog(foreign), /digest algorithm at offset 0x53: 0x9999/);
+    assert.deepEqual(decodeEventLog(foreign).entries, []);
+    assert.match(
+      decodeEventLog(foreign).warnings.join(),
+      /digest algorithm at offset 0x51: 0x9999 is not in the header/,
+    );
   });
 
   it('answers mutated logs with a log or a FormatError', () => {

@@ -3,6 +3,8 @@
  * §3.3.4.8), as EDK II measures it. Boards may add events (DeployedMode, option ROM authorities): there the value that the
  * machine itself shows at enrolment counts, and this prediction is a cross-check.
  */
+import { X509Certificate } from 'node:crypto';
+import { verifyAuthenticode } from '../formats/authenticode.ts';
 import {
   decodeSignatureLists,
   efiGlobalVariable,
@@ -44,6 +46,51 @@ export function predictPcr7(options: Pcr7Options): PcrPrediction {
     separator(),
     ...(options.isSecureBootOn ? [authority(db, options.authority)] : []),
   ]);
+}
+
+/**
+ * The entry of db that lets firmware run an image, to be spread into {@link Pcr7Options}: a certificate that signed it or
+ * that issued the signer's. Nothing with Secure Boot off.
+ *
+ * @throws RangeError when firmware would not run the image: unsigned, signed by nobody in db, or in dbx by its digest.
+ */
+export function findAuthority(
+  image: Uint8Array,
+  { variables, isSecureBootOn }: Pick<Pcr7Options, 'variables' | 'isSecureBootOn'>,
+): Pick<Pcr7Options, 'authority'> {
+  if (!isSecureBootOn) return {};
+  const refuse = (reason: string): never => {
+    throw new RangeError(`cannot predict PCR 7: with Secure Boot on, firmware does not run this image: ${reason}`);
+  };
+  const { digest, signatures } = verifyAuthenticode(image);
+  if (signatures.length === 0) refuse('it is not signed');
+  const isDenied = decodeSignatureLists(variables.dbx).some(
+    ({ type, signatures: entries }) =>
+      type === 'sha256' && entries.some(({ data }) => Buffer.compare(data, digest) === 0),
+  );
+  if (isDenied) refuse(`its digest ${Buffer.from(digest).toString('hex')} is in dbx`);
+  const bad = signatures.find(({ isValid }) => !isValid);
+  if (bad !== undefined) refuse(bad.reason ?? 'its signature does not verify');
+  const trusted = decodeSignatureLists(variables.db)
+    .filter(({ type }) => type === 'x509')
+    .flatMap(({ signatures: entries }) => entries.map(({ data }) => data));
+  for (const { signer } of signatures) {
+    if (signer === undefined) continue;
+    const found =
+      trusted.find((der) => Buffer.compare(der, signer.raw) === 0) ?? trusted.find((der) => issued(der, signer));
+    if (found !== undefined) return { authority: found };
+  }
+  return refuse(`its signer, ${signatures[0]?.signer?.subject.replaceAll('\n', ', ') ?? 'unknown'}, is not in db`);
+}
+
+function issued(issuerDer: Uint8Array, certificate: X509Certificate): boolean {
+  try {
+    const issuer = new X509Certificate(issuerDer);
+    return certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey);
+  } catch {
+    // Firmware skips a db entry that is no certificate, and so do we.
+    return false;
+  }
 }
 
 function authority(db: Uint8Array, wanted: Uint8Array | undefined): Measurement {

@@ -134,7 +134,10 @@ describe('replayEventLog', () => {
   });
 
   it('refuses a log without the SHA-256 bank', () => {
-    assert.throws(() => replayEventLog({ algorithms: ['sha1'], entries: [] }), /it has sha1 and no sha256/);
+    assert.throws(
+      () => replayEventLog({ format: 'sha1', algorithms: ['sha1'], entries: [], unreadBytes: 0, warnings: [] }),
+      /it has sha1 and no sha256/,
+    );
   });
 });
 
