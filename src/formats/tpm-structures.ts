@@ -1,35 +1,29 @@
 /**
  * TPM structures in wire format (TCG TPM 2.0 Library, Part 2; big-endian), as far as Ashlar speaks them. Pure.
  *
+ * Public areas of keys are in `tpm-public-area.ts`, those of NV indices in `tpm-nv-public.ts`.
+ *
  * `src/tpm/tss.ts` hands these bytes to tpm2-tss, which turns them into its own C structures: so no C layout is known
  * here, and the same bytes serve the policy digests and object names that are computed without a TPM.
  */
-import { createHash } from 'node:crypto';
 import { FormatError } from './byte-reader.ts';
 
 /** TPM_ALG_ID (Part 2, 6.3). */
 export const TPM_ALG = {
+  rsa: 0x0001,
+  sha1: 0x0004,
   aes: 0x0006,
   keyedHash: 0x0008,
   sha256: 0x000b,
+  sha384: 0x000c,
+  sha512: 0x000d,
   null: 0x0010,
   rsassa: 0x0014,
+  ecdsa: 0x0018,
   ecc: 0x0023,
   cfb: 0x0043,
 } as const;
 
-/** TPMA_OBJECT (Part 2, 8.3). */
-export const OBJECT = {
-  fixedTpm: 1 << 1,
-  fixedParent: 1 << 4,
-  sensitiveDataOrigin: 1 << 5,
-  userWithAuth: 1 << 6,
-  noDictionaryAttackProtection: 1 << 10,
-  restricted: 1 << 16,
-  decrypt: 1 << 17,
-} as const;
-
-const TPM_ECC_NIST_P256 = 0x0003;
 /** Number of PCRs of a PC Client TPM; three bytes of bitmap. */
 const PCR_COUNT = 24;
 /** A list longer than this is no answer of a TPM to our questions. */
@@ -195,93 +189,6 @@ export function encodeSensitiveCreate({ auth, data }: { auth: Uint8Array; data: 
   return encodeSized(Buffer.concat([encodeSized(auth), encodeSized(data)]));
 }
 
-/**
- * The public areas that Ashlar has the TPM make (TPMT_PUBLIC, Part 2, 12.2.4); the name algorithm is SHA-256.
- * (The policy key's is in `src/measure/policy.ts`.)
- */
-export type PublicArea = SealedPublic | EccStoragePublic;
-
-interface PublicCommon {
-  readonly attributes: number;
-  /** Empty, or 32 bytes. */
-  readonly authPolicy: Uint8Array;
-}
-
-/** A keyed-hash object without scheme: sealed data. */
-export interface SealedPublic extends PublicCommon {
-  readonly type: 'sealed';
-  /** Empty in a template. */
-  readonly unique: Uint8Array;
-}
-
-/** A NIST P-256 storage key with AES-128-CFB, scheme and KDF null. */
-export interface EccStoragePublic extends PublicCommon {
-  readonly type: 'ecc-storage';
-  readonly x: Uint8Array;
-  readonly y: Uint8Array;
-}
-
-const AES_128_CFB = Buffer.concat([u16(TPM_ALG.aes), u16(128), u16(TPM_ALG.cfb)]);
-const NULL_ALGORITHM = u16(TPM_ALG.null);
-
-export function encodePublic(area: PublicArea): Buffer {
-  const head = (type: number): Buffer[] => [
-    u16(type),
-    u16(TPM_ALG.sha256),
-    u32(area.attributes),
-    encodeSized(area.authPolicy),
-  ];
-  switch (area.type) {
-    case 'sealed':
-      return Buffer.concat([...head(TPM_ALG.keyedHash), NULL_ALGORITHM, encodeSized(area.unique)]);
-    case 'ecc-storage':
-      return Buffer.concat([
-        ...head(TPM_ALG.ecc),
-        AES_128_CFB,
-        NULL_ALGORITHM,
-        u16(TPM_ECC_NIST_P256),
-        NULL_ALGORITHM,
-        encodeSized(area.x),
-        encodeSized(area.y),
-      ]);
-  }
-}
-
-export function decodePublic(bytes: Uint8Array): PublicArea {
-  const reader = new TpmReader(bytes, 'TPMT_PUBLIC');
-  const type = reader.u16('type');
-  reader.expect(2, TPM_ALG.sha256, 'nameAlg');
-  const attributes = reader.u32('objectAttributes');
-  const authPolicy = reader.sized('authPolicy');
-  const area = readPublicRest(reader, type, { attributes, authPolicy });
-  reader.end();
-  return area;
-}
-
-function readPublicRest(reader: TpmReader, type: number, common: PublicCommon): PublicArea {
-  switch (type) {
-    case TPM_ALG.keyedHash:
-      reader.expect(2, TPM_ALG.null, 'scheme');
-      return { type: 'sealed', ...common, unique: reader.sized('unique') };
-    case TPM_ALG.ecc: {
-      reader.expect(2, TPM_ALG.aes, 'symmetric algorithm');
-      reader.expect(2, 128, 'symmetric key bits');
-      reader.expect(2, TPM_ALG.cfb, 'symmetric mode');
-      reader.expect(2, TPM_ALG.null, 'scheme');
-      reader.expect(2, TPM_ECC_NIST_P256, 'curve');
-      reader.expect(2, TPM_ALG.null, 'kdf');
-      return { type: 'ecc-storage', ...common, x: reader.sized('unique.x'), y: reader.sized('unique.y') };
-    }
-    default:
-      return reader.fail('type', `0x${type.toString(16)} is none that Ashlar makes`);
-  }
-}
-
-/** An object's name: nameAlg and the digest of its public area (Part 1, 16). */
-export function objectName(publicArea: Uint8Array): Buffer {
-  return Buffer.concat([u16(TPM_ALG.sha256), createHash('sha256').update(publicArea).digest()]);
-}
-
 /** TPMT_SIGNATURE of an RSASSA PKCS#1 v1.5 signature over SHA-256 (Part 2, 11.3.4). */
 export function encodeRsassaSha256Signature(signature: Uint8Array): Buffer {
   return Buffer.concat([u16(TPM_ALG.rsassa), u16(TPM_ALG.sha256), encodeSized(signature)]);
@@ -289,7 +196,7 @@ export function encodeRsassaSha256Signature(signature: Uint8Array): Buffer {
 
 /** TPMT_SYM_DEF for session parameter encryption (Part 2, 11.1.6). */
 export function encodeAes128Cfb(): Buffer {
-  return Buffer.from(AES_128_CFB);
+  return Buffer.concat([u16(TPM_ALG.aes), u16(128), u16(TPM_ALG.cfb)]);
 }
 
 /** TPM_CAP (Part 2, 6.12): which capability is asked for. */

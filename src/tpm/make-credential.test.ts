@@ -4,7 +4,8 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { decodeSized, objectName } from '../formats/tpm-structures.ts';
+import { objectName } from '../formats/tpm-public-area.ts';
+import { decodeSized } from '../formats/tpm-structures.ts';
 import { makeCredential } from '../measure/make-credential.ts';
 import { type SoftwareTpm, startSoftwareTpm } from './swtpm-fixture.ts';
 

@@ -23,6 +23,8 @@ export const ESYS = {
   none: 0xfff,
   ownerHierarchy: 0x101,
   nullHierarchy: 0x107,
+  lockoutHierarchy: 0x10a,
+  endorsementHierarchy: 0x10b,
 } as const;
 
 /** Structures that go in. */
@@ -37,20 +39,29 @@ type InputStructure =
   | 'TPML_PCR_SELECTION'
   | 'TPML_DIGEST_VALUES'
   | 'TPMT_SIGNATURE'
+  | 'TPMT_SIG_SCHEME'
   | 'TPMT_SYM_DEF'
+  | 'TPM2B_ID_OBJECT'
+  | 'TPM2B_ENCRYPTED_SECRET'
+  | 'TPM2B_MAX_NV_BUFFER'
+  | 'TPM2B_NV_PUBLIC'
+  | 'TPML_DIGEST'
   | 'TPMT_TK_VERIFIED';
 
 /** Structures that come out. */
 type OutputStructure =
   | 'TPM2B_PUBLIC'
   | 'TPM2B_PRIVATE'
-  | 'TPM2B_NAME'
   | 'TPM2B_DIGEST'
   | 'TPM2B_SENSITIVE_DATA'
   | 'TPML_DIGEST'
   | 'TPML_PCR_SELECTION'
   | 'TPMS_CAPABILITY_DATA'
-  | 'TPMT_TK_VERIFIED';
+  | 'TPMT_TK_VERIFIED'
+  | 'TPM2B_ATTEST'
+  | 'TPMT_SIGNATURE'
+  | 'TPM2B_MAX_NV_BUFFER'
+  | 'TPM2B_NV_PUBLIC';
 
 type NativeArgument = number | bigint | string | Uint8Array | null;
 type NativeFunction = (...args: NativeArgument[]) => unknown;
@@ -77,9 +88,23 @@ const COMMANDS = {
   Esys_PolicyAuthorize: `uint32_t session, ${SESSIONS}, void *approved, void *reference, void *name, void *ticket`,
   Esys_PolicyGetDigest: `uint32_t session, ${SESSIONS}, void *digest`,
   Esys_Unseal: `uint32_t object, ${SESSIONS}, void *data`,
+  Esys_HierarchyChangeAuth: `uint32_t auth, ${SESSIONS}, void *newAuth`,
+  Esys_DictionaryAttackLockReset: `uint32_t auth, ${SESSIONS}`,
+  Esys_NV_DefineSpace: `uint32_t auth, ${SESSIONS}, void *indexAuth, void *public, void *index`,
+  Esys_NV_UndefineSpace: `uint32_t auth, uint32_t index, ${SESSIONS}`,
+  Esys_NV_ReadPublic: `uint32_t index, ${SESSIONS}, void *public, void *name`,
+  Esys_NV_Read: `uint32_t auth, uint32_t index, ${SESSIONS}, uint16_t size, uint16_t offset, void *data`,
+  Esys_NV_Write: `uint32_t auth, uint32_t index, ${SESSIONS}, void *data, uint16_t offset`,
+  Esys_NV_Increment: `uint32_t auth, uint32_t index, ${SESSIONS}`,
+  Esys_PolicySecret: `uint32_t auth, uint32_t session, ${SESSIONS}, void *nonce, void *cpHash, void *reference, int32_t expiration, void *timeout, void *ticket`,
+  Esys_PolicyOR: `uint32_t session, ${SESSIONS}, void *digests`,
+  Esys_PolicyNV: `uint32_t auth, uint32_t index, uint32_t session, ${SESSIONS}, void *operand, uint16_t offset, uint16_t operation`,
+  Esys_Quote: `uint32_t key, ${SESSIONS}, void *qualifying, void *scheme, void *pcrs, void *attest, void *signature`,
+  Esys_ActivateCredential: `uint32_t activated, uint32_t key, ${SESSIONS}, void *blob, void *secret, void *certInfo`,
   Esys_FlushContext: 'uint32_t object',
   Esys_TR_FromTPMPublic: `uint32_t handle, ${SESSIONS}, void *object`,
-  Esys_TR_GetName: 'uint32_t object, void *name',
+  Esys_TR_Serialize: 'uint32_t object, void *bytes, void *size',
+  Esys_TR_SetAuth: 'uint32_t object, void *auth',
 } as const;
 
 export type Command = keyof typeof COMMANDS;
@@ -109,6 +134,12 @@ export const TPM_RC = {
   policyFail: 0x09d,
   signature: 0x09b,
   integrity: 0x09f,
+  policy: 0x126,
+  nvRange: 0x146,
+  nvAuthorization: 0x149,
+  nvUninitialized: 0x14a,
+  nvSpace: 0x14b,
+  nvDefined: 0x14c,
   retry: 0x922,
   yielded: 0x908,
   testing: 0x90a,
@@ -269,6 +300,20 @@ export class TssContext implements Disposable {
       if (name === 'TPM2B_SENSITIVE_DATA') wipeSensitiveData(pointer);
       buffer.fill(0);
       this.discard(output);
+    }
+  }
+
+  /**
+   * What the stack knows of an object or NV index, without asking the TPM: handle, TPM2B_NAME, kind, TPM2B_PUBLIC or
+   * TPM2B_NV_PUBLIC.
+   */
+  describe(object: number): Buffer {
+    const [bytes, size] = [new Output(), new Output()];
+    this.run('Esys_TR_Serialize', object, bytes.buffer, size.buffer);
+    try {
+      return Buffer.from(new Uint8Array(koffi.view(bytes.pointer, Number(size.pointer))));
+    } finally {
+      this.discard(bytes);
     }
   }
 
