@@ -17,6 +17,7 @@ import { NodeService, type NodeStatus, ServiceState } from '../rpc/gen/ashlar/no
 import { openChannel, type RpcChannel } from '../rpc/grpc-client.ts';
 import { type GrpcServer, serveGrpc } from '../rpc/grpc-server.ts';
 import { implement } from '../rpc/grpc-service.ts';
+import { InitRefusal } from '../rpc/init-protocol.ts';
 import { identify } from '../rpc/permissions.ts';
 import { RpcCallError } from '../rpc/rpc-error.ts';
 import {
@@ -96,6 +97,8 @@ interface Fixture extends AsyncDisposable {
   readonly directory: string;
   readonly lines: string[];
   readonly stopped: string[];
+  /** What init was asked to attest. */
+  readonly attested: unknown[];
   startAgent(fingerprint?: string): Promise<RunningAgent>;
   startInit(): Promise<AsyncDisposable>;
 }
@@ -111,14 +114,21 @@ async function fixture(registry: Registry): Promise<Fixture> {
   await mkdir(join(directory, 'tls'));
   const lines: string[] = [];
   const stopped: string[] = [];
+  const attested: unknown[] = [];
   const initSocket = join(directory, 'init.sock');
   const line = (text: string) => lines.push(text);
   return {
     directory,
     lines,
     stopped,
+    attested,
     startInit: () =>
-      startInitServer({ path: initSocket, service: initService(stopped), log: quiet, gid: process.getgid?.() ?? 0 }),
+      startInitServer({
+        path: initSocket,
+        service: initService(stopped, attested),
+        log: quiet,
+        gid: process.getgid?.() ?? 0,
+      }),
     async startAgent(fingerprint = certificateFingerprint(registry.serving.certificate)) {
       const abort = new AbortController();
       const serving = Promise.withResolvers<number>();
@@ -165,7 +175,19 @@ async function fixture(registry: Registry): Promise<Fixture> {
   };
 }
 
-function initService(stopped: string[]): InitService {
+const sealing = {
+  policyRef: 'ashlar-epoch-3',
+  policyKeyFingerprint: 'ab'.repeat(32),
+  pcr7: 'cd'.repeat(32),
+  generation: 2,
+  anchor: 'ok',
+  resealed: '',
+  resealRequested: true,
+};
+const BUSY_NONCE = Buffer.alloc(32, 1).toString('base64');
+const REFUSED_NONCE = Buffer.alloc(32, 2).toString('base64');
+
+function initService(stopped: string[], attested: unknown[]): InitService {
   return {
     status: async () => ({
       nodeId,
@@ -198,6 +220,17 @@ function initService(stopped: string[]): InitService {
       }
     },
     eventLog: async () => null,
+    attestationIdentity: async () => ({ ekPublic: 'ZWs=', ekCertificates: ['Y2VydA=='], akPublic: 'YWs=' }),
+    attest: async (params) => {
+      attested.push(params);
+      if (params.nonce === BUSY_NONCE) throw new InitRefusal('BUSY', 'the TPM rests for 7 ms more; ask again');
+      if (params.nonce === REFUSED_NONCE) throw new InitRefusal('INVALID', 'the credential is for another TPM');
+      return { quote: 'cXVvdGU=', signature: 'c2ln', pcrs: { 0: '00'.repeat(32), 15: 'ff'.repeat(32) } };
+    },
+    sealing: async () => sealing,
+    requestReseal: async ({ reason, pcr7 }) => {
+      stopped.push(`reseal: ${reason} ${pcr7 ?? 'as it is'}`);
+    },
     stop: (action, reason) => stopped.push(`${action}: ${reason}`),
   };
 }
@@ -414,6 +447,85 @@ describe('node API', () => {
     await assert.rejects(client.powerOff({ reason: 'two\nlines' }), withCode('INVALID_ARGUMENT'));
     await assert.rejects(client.powerOff({ reason: '' }), withCode('INVALID_ARGUMENT'));
     assert.equal(f.stopped.length, 1);
+  });
+
+  test('the keys of the TPM and what the data is sealed to come as init says them', async () => {
+    await using registry = await new Registry().start();
+    await using f = await fixture(registry);
+    await using _init = await f.startInit();
+    await using agent = await f.startAgent();
+    using channel = await agent.connect(testOperator(registry.authority));
+    const client = channel.client(NodeService);
+    const { ekPublic, ekCertificates, akPublic } = await client.getAttestationIdentity({});
+    const texts = [ekPublic, ...ekCertificates, akPublic].map((bytes) => Buffer.from(bytes).toString());
+    assert.deepEqual(texts, ['ek', 'cert', 'ak']);
+    const { $typeName: _, $unknown: _unknown, ...told } = (await client.getSealing({})).sealing ?? {};
+    assert.deepEqual(told, sealing);
+  });
+
+  test('an attestation carries quote, PCRs and boot, and reaches the TPM only with the sizes that a credential has', async () => {
+    await using registry = await new Registry().start();
+    await using f = await fixture(registry);
+    await using _init = await f.startInit();
+    await using agent = await f.startAgent();
+    using channel = await agent.connect(testOperator(registry.authority));
+    const client = channel.client(NodeService);
+    const credentialBlob = Buffer.concat([Uint8Array.of(0, 32), Buffer.alloc(66, 7)]);
+    const good = { nonce: Buffer.alloc(32, 9), credentialBlob, encryptedSecret: Buffer.alloc(256, 5) };
+    const answer = await client.attest(good);
+    assert.deepEqual(
+      [answer.quote, answer.signature].map((bytes) => Buffer.from(bytes).toString()),
+      ['quote', 'sig'],
+    );
+    assert.deepEqual(Object.keys(answer.pcrs), ['0', '15']);
+    assert.deepEqual([answer.nodeId, answer.version, answer.bootId], [nodeId, '0.0.0-test', 'boot-1']);
+    assert.equal(answer.eventLog.length, 0, 'a machine without a log attests its PCRs');
+    await client.attest({ ...good, encryptedSecret: Buffer.alloc(68) });
+    assert.equal(f.attested.length, 2);
+    const wrong = [
+      { nonce: Buffer.alloc(31) },
+      { nonce: new Uint8Array() },
+      { credentialBlob: credentialBlob.subarray(1) },
+      { credentialBlob: Buffer.concat([credentialBlob, Uint8Array.of(0)]) },
+      { credentialBlob: Buffer.alloc(68) },
+      { encryptedSecret: Buffer.alloc(255) },
+      { encryptedSecret: Buffer.alloc(100_000) },
+    ];
+    for (const change of wrong)
+      await assert.rejects(client.attest({ ...good, ...change }), withCode('INVALID_ARGUMENT'));
+    assert.equal(f.attested.length, 2, 'none of those reached init');
+  });
+
+  test('a TPM at work and a credential for another TPM have codes of their own', async () => {
+    await using registry = await new Registry().start();
+    await using f = await fixture(registry);
+    await using _init = await f.startInit();
+    await using agent = await f.startAgent();
+    using channel = await agent.connect(testOperator(registry.authority));
+    const client = channel.client(NodeService);
+    const credentialBlob = Buffer.concat([Uint8Array.of(0, 32), Buffer.alloc(66, 7)]);
+    const attest = (nonce: string) =>
+      client.attest({ nonce: Buffer.from(nonce, 'base64'), credentialBlob, encryptedSecret: Buffer.alloc(68) });
+    await assert.rejects(attest(BUSY_NONCE), withCode('RESOURCE_EXHAUSTED', /rests for 7 ms/));
+    await assert.rejects(attest(REFUSED_NONCE), withCode('INVALID_ARGUMENT', /another TPM/));
+  });
+
+  test('a reseal reaches init with its reason, who asked, and a PCR 7 that can be one', async () => {
+    await using registry = await new Registry().start();
+    await using f = await fixture(registry);
+    await using _init = await f.startInit();
+    await using agent = await f.startAgent();
+    using channel = await agent.connect(testOperator(registry.authority));
+    const client = channel.client(NodeService);
+    await client.requestReseal({ reason: 'new dbx', pcr7: 'ab'.repeat(32) });
+    await client.requestReseal({ reason: 'new epoch' });
+    const asked = [`reseal: new dbx (operator ada) ${'ab'.repeat(32)}`, 'reseal: new epoch (operator ada) as it is'];
+    assert.deepEqual(f.stopped, asked);
+    for (const pcr7 of ['AB'.repeat(32), 'ab', '00'.repeat(32), 'ff'.repeat(32), `${'ab'.repeat(32)}\n`]) {
+      await assert.rejects(client.requestReseal({ reason: 'x', pcr7 }), withCode('INVALID_ARGUMENT'));
+    }
+    await assert.rejects(client.requestReseal({ reason: '' }), withCode('INVALID_ARGUMENT'));
+    assert.equal(f.stopped.length, 2);
   });
 
   test('a machine without an event log says so', async () => {

@@ -52,7 +52,7 @@ export function openInitConnection(path: string): InitConnection {
 const CODES = {
   INVALID: 'INVALID_ARGUMENT',
   NOT_FOUND: 'NOT_FOUND',
-  BUSY: 'FAILED_PRECONDITION',
+  BUSY: 'RESOURCE_EXHAUSTED',
   UNAVAILABLE: 'FAILED_PRECONDITION',
 } as const satisfies Record<string, RpcCode>;
 

@@ -4,6 +4,7 @@ import { implement, type RegisteredService } from '../rpc/grpc-service.ts';
 import type { InitClient } from '../rpc/init-client.ts';
 import { describePrincipal, type Principal } from '../rpc/permissions.ts';
 import { RpcError, type RpcLog } from '../rpc/rpc-error.ts';
+import { attest, attestationIdentityMessage, checkAttestRequest, checkPcr7 } from './attestation.ts';
 import type { InitConnection } from './init-connection.ts';
 import { logLineMessage, nodeStatusMessage, serviceMessage } from './status-message.ts';
 
@@ -37,6 +38,23 @@ export function createNodeService(init: InitConnection, log: RpcLog): Registered
       for await (const batch of batches(entries, LINES_PER_MESSAGE)) yield { lines: batch.map(logLineMessage) };
     },
     getEventLog: () => init.run(async (client) => ({ eventLog: await client.eventLog() })),
+    getAttestationIdentity: () =>
+      init.run(async (client) => attestationIdentityMessage(await client.attestationIdentity())),
+    attest: (request, { principal }) => {
+      const params = checkAttestRequest(request);
+      log.info(`attestation asked for by ${describePrincipal(principal)}`);
+      return init.run((client) => attest(client, params));
+    },
+    getSealing: () => init.run(async (client) => ({ sealing: await client.sealing() })),
+    async requestReseal(request, { principal }) {
+      const reason = checkReason(request.reason);
+      const pcr7 = checkPcr7(request);
+      log.info(`reseal asked for by ${describePrincipal(principal)}: ${reason}`);
+      await init.run((client) =>
+        client.requestReseal({ reason: `${reason} (${describePrincipal(principal)})`, ...pcr7 }),
+      );
+      return {};
+    },
     reboot: ({ reason }, { principal }) => end('reboot', reason, principal),
     powerOff: ({ reason }, { principal }) => end('poweroff', reason, principal),
   });

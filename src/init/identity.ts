@@ -34,6 +34,8 @@ export interface NodeIdentity {
   /** `node-` and 16 hex digits. */
   readonly nodeId: string;
   readonly nodeCertificatePem: string;
+  /** SubjectPublicKeyInfo (DER) of the node's key, with which the agent serves. */
+  readonly nodeSpki: Uint8Array;
   /** Of the curator's serving key, as an operator compares it; null without the control role. */
   readonly curatorFingerprint: string | null;
   /** What goes into the /config of services, private keys among it: file content by service and file name. */
@@ -68,6 +70,7 @@ export async function ensureIdentity(options: IdentityOptions): Promise<NodeIden
   return {
     nodeId: nodeIdOf(node.publicKey),
     nodeCertificatePem: node.certificatePem,
+    nodeSpki: node.publicKey.export({ type: 'spki', format: 'der' }),
     curatorFingerprint: control === null ? null : spkiFingerprint(control.curator.publicKey),
     serviceFiles: serviceFiles(node, control),
   };

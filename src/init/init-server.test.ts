@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectInit, InitCallError } from '../rpc/init-client.ts';
-import { encodeFrame, FrameDecoder, type NodeStatus } from '../rpc/init-protocol.ts';
+import { encodeFrame, FrameDecoder, InitRefusal, type NodeStatus } from '../rpc/init-protocol.ts';
 import { createLogStore } from '../supervisor/log-store.ts';
 import { type InitService, startInitServer } from './init-server.ts';
 
@@ -36,6 +36,12 @@ async function start(overrides: Partial<InitService> = {}) {
     status: async () => status,
     services: async () => [],
     eventLog: async () => Uint8Array.of(1, 2, 3),
+    attestationIdentity: async () => ({ ekPublic: 'ZWs=', ekCertificates: [], akPublic: 'YWs=' }),
+    attest: async ({ nonce }) => ({ quote: nonce, signature: 'c2ln', pcrs: {} }),
+    sealing: async () => {
+      throw new InitRefusal('UNAVAILABLE', 'the data is not sealed');
+    },
+    requestReseal: async () => undefined,
     logs: async function* ({ name, follow }, signal) {
       const query = name === undefined ? {} : { name };
       if (follow === true) yield* logStore.follow(query, signal);
@@ -126,6 +132,33 @@ test('what fails inside init reaches the client without its details', async () =
   await using client = await connectInit(path);
   await assert.rejects(client.status(), (error) => error instanceof InitCallError && !/42/.test(error.message));
   assert.match(logStore.read().at(-1)?.text ?? '', /detail 42/);
+});
+
+test('what init refuses reaches the client with its code and its words', async () => {
+  const { path, server } = await start();
+  await using _server = server;
+  await using client = await connectInit(path);
+  await assert.rejects(
+    client.sealing(),
+    (error) => error instanceof InitCallError && error.code === 'UNAVAILABLE' && /is not sealed/.test(error.message),
+  );
+});
+
+test('an attestation passes through with its bytes unread, and none that is longer than a credential can be', async () => {
+  const { path, server } = await start();
+  await using _server = server;
+  await using client = await connectInit(path);
+  const params = { nonce: 'bm9uY2U=', credentialBlob: 'AA==', encryptedSecret: 'AA==' };
+  assert.equal((await client.attest(params)).quote, 'bm9uY2U=');
+  for (const change of [
+    { nonce: 'A'.repeat(48) },
+    { credentialBlob: 'A'.repeat(4096) },
+    { encryptedSecret: 'not base64' },
+  ])
+    await assert.rejects(
+      client.attest({ ...params, ...change }),
+      (error) => error instanceof InitCallError && error.code === 'INVALID',
+    );
 });
 
 test('a reader that does not read costs no more than its bound, and nobody else anything', async () => {

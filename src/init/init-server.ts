@@ -6,16 +6,21 @@ import { chmodSync, chownSync } from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import {
+  type Attestation,
+  type AttestationIdentity,
   decodeRequest,
   encodeFrame,
   FrameDecoder,
   type InitErrorCode,
+  type InitParams,
+  InitRefusal,
   type InitReply,
   type InitRequest,
   InvalidRequest,
   type LogEntry,
   type LogsParams,
   type NodeStatus,
+  type Sealing,
   type ServiceStatus,
 } from '../rpc/init-protocol.ts';
 import type { Logger } from '../supervisor/log-store.ts';
@@ -26,7 +31,7 @@ const REQUESTS_PER_CONNECTION = 16;
 /** Answers that a client has not read; more, and it is not reading. */
 const UNREAD_BYTES_MAX = 4 * 1024 * 1024;
 
-/** What the server asks of init. */
+/** What the server asks of init. An `InitRefusal` goes to the client as it is. */
 export interface InitService {
   status(): Promise<NodeStatus>;
   services(): Promise<ServiceStatus[]>;
@@ -34,6 +39,10 @@ export interface InitService {
   logs(params: LogsParams, signal: AbortSignal): AsyncIterable<LogEntry>;
   /** Null when the machine has none. */
   eventLog(): Promise<Uint8Array | null>;
+  attestationIdentity(): Promise<AttestationIdentity>;
+  attest(params: InitParams<'attest'>): Promise<Attestation>;
+  sealing(): Promise<Sealing>;
+  requestReseal(params: InitParams<'requestReseal'>): Promise<void>;
   /** Begins the ordered shutdown; returns at once. */
   stop(action: StopAction, reason: string): void;
 }
@@ -124,6 +133,7 @@ class Connection {
     this.#active.set(request.id, controller);
     this.#answer(request, controller.signal)
       .catch((error: unknown) => {
+        if (error instanceof InitRefusal) return this.#fail(request.id, error.code, error.message);
         this.#log.error(`cannot answer ${request.method}: ${error instanceof Error ? error.message : String(error)}`);
         this.#fail(request.id, 'INTERNAL', `init failed to answer ${request.method}; its log says why`);
       })
@@ -144,6 +154,15 @@ class Connection {
         if (log === null) return this.#fail(id, 'NOT_FOUND', 'this machine has no TPM event log');
         return this.#send({ id, result: { base64: Buffer.from(log).toString('base64') } });
       }
+      case 'attestationIdentity':
+        return this.#send({ id, result: await this.#service.attestationIdentity() });
+      case 'attest':
+        return this.#send({ id, result: await this.#service.attest(request.params) });
+      case 'sealing':
+        return this.#send({ id, result: await this.#service.sealing() });
+      case 'requestReseal':
+        await this.#service.requestReseal(request.params);
+        return this.#send({ id, result: null });
       case 'reboot':
       case 'poweroff':
         // Answered first: the shutdown ends the client, too.

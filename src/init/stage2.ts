@@ -15,6 +15,7 @@ import type { Logger, LogStore } from '../supervisor/log-store.ts';
 import { loadServiceManifests, type ServiceManifest, servicesForRoles } from '../supervisor/service-manifest.ts';
 import { nodeServiceHost, serviceStatuses, stopDeadlineMs } from '../supervisor/service-runnable.ts';
 import { type Supervisor, startSupervisor } from '../supervisor/supervisor.ts';
+import { createAttestor } from './attest-client.ts';
 import type { Stage1Record, Timeline } from './boot-record.ts';
 import { enterInitCgroup } from './cgroup.ts';
 import { watchChildren } from './children.ts';
@@ -28,6 +29,7 @@ import { type BootFacts, nodeStatusReader } from './node-status.ts';
 import { ensureOwnedDirectory } from './owned-files.ts';
 import { type NodeParametersPlace, readNodeParameters } from './read-node-parameters.ts';
 import { startReaper } from './reaper.ts';
+import { createSealingService } from './sealing-service.ts';
 import { closeMappings, createShutdown, killRemainingProcesses, type Shutdown, unmountWithRetry } from './shutdown.ts';
 import { watchStopRequests } from './signals.ts';
 import type { Stage } from './stage1.ts';
@@ -188,6 +190,8 @@ async function startNode(options: NodeStart): Promise<void> {
         return follow === true ? logStore.follow(query, signal) : asIterable(logStore.read(query));
       },
       eventLog: readEventLog,
+      ...createAttestor({ hasTpm: facts.tpm !== 'absent', tlsSpki: identity.nodeSpki }),
+      ...createSealingService({ sealing: undefined, dataDirectory: DATA }),
       stop: (action, reason) => void shutdown.begin(action, reason),
     },
   });

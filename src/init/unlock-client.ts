@@ -4,8 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { FSCK, MKFS } from '../storage/data-filesystem.ts';
 import type {
   DataPartitionPaths,
@@ -13,6 +12,7 @@ import type {
   DataPartitionResult,
   DataRefusal,
 } from '../storage/data-partition.ts';
+import { startBundleWorker } from './bundle-worker.ts';
 import { type MeasureOptions, measure } from './extend-pcr.ts';
 import type { ProgramEnd, UnlockMessage } from './unlock.ts';
 
@@ -81,8 +81,6 @@ export class UnlockRefusedError extends Error {
  * error may mean that it has not: then only a restart is safe.
  */
 export async function unlockData(options: UnlockOptions, { signal, onEvent }: UnlockCallbacks): Promise<UnlockResult> {
-  // tpm2-tss reads this at its first call and would otherwise write its own lines to standard error.
-  process.env['TSS2_LOG'] ??= 'all+NONE';
   const { paths = PATHS, workerPath = WORKER_PATH, deadlineMs = DEADLINE_MS } = options;
   const workerData: DataPartitionRequest = {
     systemDisk: options.systemDisk,
@@ -98,9 +96,7 @@ export async function unlockData(options: UnlockOptions, { signal, onEvent }: Un
   let last: UnlockMessage | undefined;
   let failure: unknown;
   try {
-    // Evaluated code has "[worker eval]" for its file name, which koffi, bundled in, takes for the place of its module.
-    const source = `globalThis.__filename = ${JSON.stringify(workerPath)};\n${await readFile(workerPath, 'utf8')}`;
-    worker = new Worker(source, { eval: true, workerData });
+    worker = await startBundleWorker(workerPath, workerData);
     last = await followWorker(worker, AbortSignal.any([signal, deadline]), onEvent);
   } catch (error) {
     // Not awaited: it ends when the library it may be stuck in returns, which can be never.

@@ -2,7 +2,7 @@
  * A gRPC client behind mutual TLS 1.3: one connection to one server, whose services are typed by their descriptors.
  * The server is known by its role name and a root, or by the fingerprint of its key (`pinnedServer`).
  */
-import { createSecureContext } from 'node:tls';
+import { checkServerIdentity, createSecureContext, type PeerCertificate } from 'node:tls';
 import type { DescMessage, DescMethod, DescService, MessageInitShape, MessageShape } from '@bufbuild/protobuf';
 import {
   type ClientReadableStream,
@@ -27,6 +27,8 @@ export interface ChannelOptions {
   readonly trustedPem: readonly string[];
   /** Who we are; absent for a server that asks for no certificate. */
   readonly identity?: { readonly certificatePem: string; readonly privateKeyPem: string };
+  /** Called in each handshake, with the certificate (DER) that the server proved to hold the key of. */
+  readonly onServerCertificate?: (certificateDer: Uint8Array) => void;
 }
 
 export interface CallOptions {
@@ -65,7 +67,14 @@ export function openChannel(options: ChannelOptions): RpcChannel {
     allowPartialTrustChain: true,
     ...(options.identity && { cert: options.identity.certificatePem, key: options.identity.privateKeyPem }),
   });
-  const grpc = new GrpcClient(options.address, credentials.createFromSecureContext(context), {
+  const verification = {
+    checkServerIdentity: (name: string, certificate: PeerCertificate) => {
+      const refusal = checkServerIdentity(name, certificate);
+      if (refusal === undefined) options.onServerCertificate?.(certificate.raw);
+      return refusal;
+    },
+  };
+  const grpc = new GrpcClient(options.address, credentials.createFromSecureContext(context, verification), {
     'grpc.ssl_target_name_override': options.serverName,
     'grpc.default_authority': options.serverName,
     'grpc.max_receive_message_length': ANSWER_MAX_BYTES,

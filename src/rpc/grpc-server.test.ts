@@ -58,6 +58,10 @@ async function fixture(limits: Partial<GrpcServerLimits> = {}): Promise<Fixture>
     async getEventLog() {
       throw new RpcError('FAILED_PRECONDITION', 'this machine has no TPM');
     },
+    getAttestationIdentity: async () => ({}),
+    attest: async () => ({}),
+    getSealing: async () => ({}),
+    requestReseal: async () => ({}),
     async reboot(request) {
       seen.push(request.reason.slice(0, 10));
       return {};

@@ -4,6 +4,8 @@
  */
 import { connect, type Socket } from 'node:net';
 import {
+  type Attestation,
+  type AttestationIdentity,
   decodeLogEntry,
   decodeReply,
   decodeResult,
@@ -18,6 +20,7 @@ import {
   type LogEntry,
   type LogsParams,
   type NodeStatus,
+  type Sealing,
   type ServiceStatus,
 } from './init-protocol.ts';
 
@@ -25,6 +28,8 @@ export const INIT_SOCKET = '/run/ashlar/init.sock';
 
 /** How long a call may take; init answers from memory, so a slower answer is a fault. */
 const CALL_TIMEOUT_MS = 10_000;
+/** What a TPM answers; longer than init's own deadline, so that init's words arrive (src/init/attest-client.ts). */
+const TPM_CALL_TIMEOUT_MS = 75_000;
 
 /** Init's own refusal or failure of a call. */
 export class InitCallError extends Error {
@@ -45,6 +50,14 @@ export interface InitClient extends AsyncDisposable {
   logs(params: LogsParams, signal: AbortSignal): AsyncIterable<LogEntry>;
   /** The firmware's TPM event log, as in securityfs. */
   eventLog(): Promise<Uint8Array>;
+  /** The keys of the TPM. Refused with BUSY while the TPM works or rests, UNAVAILABLE without one. */
+  attestationIdentity(): Promise<AttestationIdentity>;
+  /** Refused as `attestationIdentity`, and with INVALID when the credential is not for this TPM and its key. */
+  attest(params: InitParams<'attest'>): Promise<Attestation>;
+  /** Refused with UNAVAILABLE when the data is not sealed. */
+  sealing(): Promise<Sealing>;
+  /** Refused as `sealing`. The next boot does it. */
+  requestReseal(params: InitParams<'requestReseal'>): Promise<void>;
   /** Resolves when init has accepted; the ordered shutdown ends this process soon after. */
   reboot(reason: string): Promise<void>;
   poweroff(reason: string): Promise<void>;
@@ -103,6 +116,22 @@ class SocketInitClient implements InitClient {
     return Buffer.from(base64, 'base64');
   }
 
+  attestationIdentity(): Promise<AttestationIdentity> {
+    return this.#call('attestationIdentity', {}, TPM_CALL_TIMEOUT_MS);
+  }
+
+  attest(params: InitParams<'attest'>): Promise<Attestation> {
+    return this.#call('attest', params, TPM_CALL_TIMEOUT_MS);
+  }
+
+  sealing(): Promise<Sealing> {
+    return this.#call('sealing', {});
+  }
+
+  async requestReseal(params: InitParams<'requestReseal'>): Promise<void> {
+    await this.#call('requestReseal', params);
+  }
+
   async reboot(reason: string): Promise<void> {
     await this.#call('reboot', { reason });
   }
@@ -146,15 +175,15 @@ class SocketInitClient implements InitClient {
     });
   }
 
-  #call<M extends InitMethod>(method: M, params: InitParams<M>): Promise<InitResult<M>> {
+  #call<M extends InitMethod>(method: M, params: InitParams<M>, timeoutMs = CALL_TIMEOUT_MS): Promise<InitResult<M>> {
     return new Promise((resolve, reject) => {
       if (this.#closed) throw new Error(`cannot ${method} through init: the connection to ${this.#path} is closed`);
       this.#lastId += 1;
       const id = this.#lastId;
       const timer = setTimeout(() => {
         this.#calls.delete(id);
-        reject(new InitCallError(method, 'UNAVAILABLE', `no answer within ${CALL_TIMEOUT_MS} ms`));
-      }, CALL_TIMEOUT_MS);
+        reject(new InitCallError(method, 'UNAVAILABLE', `no answer within ${timeoutMs} ms`));
+      }, timeoutMs);
       this.#calls.set(id, { method, resolve: (result) => resolve(decodeResult(method, result)), reject, timer });
       this.#socket.write(encodeFrame({ id, method, params } as InitRequest));
     });

@@ -121,6 +121,41 @@ const logsParams = object(
 const noParams = object({});
 const reasonParams = object({ reason: text({ min: 1, max: 256 }) });
 
+/** Bytes that init passes on without looking into them: between the agent, which checks them, and the TPM's Worker. */
+const opaque = (maxBytes: number) => text({ max: 4 * Math.ceil(maxBytes / 3), pattern: /^[A-Za-z0-9+/]*={0,2}$/ });
+/** A TPMT_PUBLIC, TPMS_ATTEST or TPMT_SIGNATURE, and what MakeCredential makes, of keys up to RSA 4096. */
+const TPM_STRUCTURE_MAX_BYTES = 2048;
+const tpmStructure = opaque(TPM_STRUCTURE_MAX_BYTES);
+export const ATTESTATION_NONCE_BYTES = 32;
+
+const attestationIdentity = object({
+  /** TPMT_PUBLIC of the endorsement key. */
+  ekPublic: tpmStructure,
+  /** X.509 DER from the TPM's NV, the endorsement key's own first. */
+  ekCertificates: list(opaque(8 * 1024), { max: 8 }),
+  /** TPMT_PUBLIC of the attestation key. */
+  akPublic: tpmStructure,
+});
+
+const sha256Hex = text({ max: 64, pattern: /^[0-9a-f]{64}$/ });
+
+const attestation = object({
+  quote: tpmStructure,
+  signature: tpmStructure,
+  pcrs: dictionary(/^([0-9]|1[0-5])$/, sha256Hex, { max: 16 }),
+});
+
+const sealing = object({
+  policyRef: short,
+  policyKeyFingerprint: sha256Hex,
+  pcr7: sha256Hex,
+  generation: integer({ min: 0, max: 0xffff_ffff }),
+  anchor: short,
+  /** What this boot sealed anew; empty when nothing. */
+  resealed: text({ max: 1024 }),
+  resealRequested: flag,
+});
+
 const nothing: Check<null> = (value, path) => {
   if (value !== null) throw new ShapeError(path, 'must be null');
   return null;
@@ -133,6 +168,9 @@ export type TimelineEntry = Checked<typeof timelineEntry>;
 export type LogEntry = Checked<typeof logEntry>;
 export type LogSeverity = (typeof LOG_SEVERITIES)[number];
 export type LogsParams = Checked<typeof logsParams>;
+export type AttestationIdentity = Checked<typeof attestationIdentity>;
+export type Attestation = Checked<typeof attestation>;
+export type Sealing = Checked<typeof sealing>;
 
 /** Parameters and results by method. `logs` is a stream of events that ends with null. */
 export const INIT_METHODS = {
@@ -142,6 +180,22 @@ export const INIT_METHODS = {
   eventLog: {
     params: noParams,
     result: object({ base64: text({ max: 900 * 1024, pattern: /^[A-Za-z0-9+/]*={0,2}$/ }) }),
+    event: null,
+  },
+  attestationIdentity: { params: noParams, result: attestationIdentity, event: null },
+  attest: {
+    params: object({
+      nonce: opaque(ATTESTATION_NONCE_BYTES),
+      credentialBlob: tpmStructure,
+      encryptedSecret: tpmStructure,
+    }),
+    result: attestation,
+    event: null,
+  },
+  sealing: { params: noParams, result: sealing, event: null },
+  requestReseal: {
+    params: object({ reason: text({ min: 1, max: 256 }) }, { pcr7: sha256Hex }),
+    result: nothing,
     event: null,
   },
   reboot: { params: reasonParams, result: nothing, event: null },
@@ -154,6 +208,17 @@ export type InitResult<M extends InitMethod> = Checked<(typeof INIT_METHODS)[M][
 
 export const INIT_ERROR_CODES = ['INVALID', 'NOT_FOUND', 'BUSY', 'UNAVAILABLE', 'INTERNAL'] as const;
 export type InitErrorCode = (typeof INIT_ERROR_CODES)[number];
+
+/** What init refuses to do for its client; code and message are the answer. Any other error is INTERNAL to it. */
+export class InitRefusal extends Error {
+  override readonly name = 'InitRefusal';
+  readonly code: InitErrorCode;
+
+  constructor(code: InitErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
 
 /** A request, its method and parameters checked. */
 export type InitRequest =

@@ -28,7 +28,12 @@ export interface IdentityTrust {
 const GRANTS: Readonly<Record<Principal['kind'], ReadonlySet<Permission>>> = {
   // The owner's key is kept away from daily work: it certifies operators and does nothing else.
   owner: new Set([Permission.ANY_AUTHENTICATED, Permission.OWNER]),
-  operator: new Set([Permission.ANY_AUTHENTICATED, Permission.OPERATOR_READ, Permission.OPERATOR_POWER]),
+  operator: new Set([
+    Permission.ANY_AUTHENTICATED,
+    Permission.OPERATOR_READ,
+    Permission.OPERATOR_POWER,
+    Permission.OPERATOR_SEAL,
+  ]),
   node: new Set([Permission.ANY_AUTHENTICATED, Permission.NODE_REGISTER, Permission.NODE_SELF]),
   'new-node': new Set([Permission.NODE_REGISTER]),
 };

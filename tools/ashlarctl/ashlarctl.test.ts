@@ -11,13 +11,22 @@ import { runAgent } from '../../src/agent/agent.ts';
 import { runCurator } from '../../src/curator/curator.ts';
 import { findEtcd, NO_ETCD, startEtcd, type TestEtcd } from '../../src/curator/etcd-for-tests.ts';
 import { decodeNodeParameters } from '../../src/formats/node-parameters.ts';
+import { decodeAttest } from '../../src/formats/tpm-attest.ts';
+import { type AttestTask, runAttestTask } from '../../src/init/attest-tpm.ts';
 import { type InitService, startInitServer } from '../../src/init/init-server.ts';
+import { decodeEvidence, encodeEvidence, qualifyingData } from '../../src/measure/evidence.ts';
 import { testAuthority, testIdentity, testNode, testOperator } from '../../src/rpc/certificates-for-tests.ts';
+import { InitRefusal } from '../../src/rpc/init-protocol.ts';
 import { CURATOR_SERVER_NAME, certificateFingerprint, nodeIdOf } from '../../src/rpc/tls-names.ts';
+import { startSoftwareTpm } from '../../src/tpm/swtpm-fixture.ts';
 import { runCommandLine } from '../host/command-line.ts';
 import { ashlarctl } from './commands.ts';
+import { connectCluster } from './connection.ts';
 import { type Context, openContexts } from './contexts.ts';
+import { nodeAttestation } from './node-attest.ts';
+import { takeEvidence } from './take-evidence.ts';
 
+const SPKI = { type: 'spki', format: 'der' } as const;
 const quiet = { debug() {}, info() {}, warning() {}, error() {} };
 
 interface Outcome {
@@ -249,10 +258,16 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     owner = join(home, 'owner-of-one');
     recovery = JSON.parse(await runWell('cluster', 'prepare', owner, '--json')).recoveryFingerprint;
     const initSocket = join(home, 'init.sock');
+    const swtpm = running.use(await startSoftwareTpm());
     running.use(
       await startInitServer({
         path: initSocket,
-        service: initService(nodeId, recovery, stopped),
+        service: initService(
+          nodeId,
+          recovery,
+          stopped,
+          tpmService(swtpm.tcti, node.certificate.publicKey.export(SPKI)),
+        ),
         log: quiet,
         gid: process.getgid?.() ?? 0,
       }),
@@ -424,6 +439,22 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     assert.deepEqual([...(await readFile(file))], [1, 2, 3]);
   });
 
+  test('evidence is bound to the key that this connection has seen', async () => {
+    using connection = await connectCluster(openContexts(), {});
+    const target = await connection.node(nodeId);
+    const signal = new AbortController().signal;
+    assert.throws(() => target.tlsSpki(), /it showed none/);
+    const evidence = await takeEvidence(nodeAttestation(target, signal), { signal });
+    assert.deepEqual(Buffer.from(evidence.tlsSpki), node.certificate.publicKey.export(SPKI));
+    const { extraData } = decodeAttest(evidence.quote.attest);
+    const expected = qualifyingData({ ...evidence, secret: evidence.activation.secret });
+    assert.deepEqual(Buffer.from(extraData), Buffer.from(expected));
+    assert.deepEqual(decodeEvidence(encodeEvidence(evidence)).sealing?.policyRef, 'ashlar-epoch-1');
+    // Nothing of it serves for the next one.
+    const again = await takeEvidence(nodeAttestation(target, signal), { signal });
+    assert.notDeepEqual([again.nonce, again.activation.secret], [evidence.nonce, evidence.activation.secret]);
+  });
+
   test('reboot and poweroff reach init with reason and operator', async () => {
     await runWell('node', 'reboot', nodeId, '--reason', 'new kernel');
     await runWell('node', 'poweroff', nodeId, '--json');
@@ -437,8 +468,54 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   });
 });
 
-function initService(nodeId: string, recoveryKeyFingerprint: string, stopped: string[]): InitService {
+/** What init does with the TPM, without the Worker between. */
+function tpmService(tpm: string, tlsSpki: Uint8Array): Pick<InitService, 'attestationIdentity' | 'attest'> {
+  const ask = (task: AttestTask) => {
+    const answer = runAttestTask(task);
+    if (answer.type === 'refused') throw new InitRefusal('INVALID', answer.message);
+    return answer;
+  };
+  const identity = () => {
+    const answer = ask({ kind: 'identity', tpm });
+    assert.ok(answer.type === 'identity');
+    return answer.identity;
+  };
   return {
+    async attestationIdentity() {
+      const { ekKind: _, ...told } = identity();
+      return told;
+    },
+    async attest(params) {
+      const { ekKind } = identity();
+      const answer = ask({ kind: 'attest', tpm, ekKind, ...params, tlsSpki: Buffer.from(tlsSpki).toString('base64') });
+      assert.ok(answer.type === 'attestation');
+      return answer.attestation;
+    },
+  };
+}
+
+const SEALING = {
+  policyRef: 'ashlar-epoch-1',
+  policyKeyFingerprint: 'ab'.repeat(32),
+  pcr7: 'cd'.repeat(32),
+  generation: 1,
+  anchor: 'ok',
+  resealed: '',
+  resealRequested: false,
+};
+
+function initService(
+  nodeId: string,
+  recoveryKeyFingerprint: string,
+  stopped: string[],
+  tpm: Pick<InitService, 'attestationIdentity' | 'attest'>,
+): InitService {
+  return {
+    ...tpm,
+    sealing: async () => SEALING,
+    requestReseal: async ({ reason, pcr7 }) => {
+      stopped.push(`reseal: ${reason}, PCR 7 ${pcr7 ?? 'of the next boot'}`);
+    },
     status: async () => ({
       nodeId,
       version: '0.0.0-test',

@@ -1,4 +1,5 @@
 /** From a context to a call: the cluster API, and the API of one node. */
+import { X509Certificate } from 'node:crypto';
 import type { DescService } from '@bufbuild/protobuf';
 import { NODE_API_PORT } from '../../src/net/ports.ts';
 import { ClusterService } from '../../src/rpc/gen/ashlar/cluster/v1/cluster_pb.ts';
@@ -20,6 +21,8 @@ export interface ClusterConnection extends Disposable {
 
 export interface NodeConnection {
   readonly nodeId: string;
+  /** SubjectPublicKeyInfo (DER) of the one key that the node has shown in this connection's handshakes. */
+  tlsSpki(): Uint8Array;
   call<T>(use: (node: ServiceClient<typeof NodeService>) => Promise<T>): Promise<T>;
 }
 
@@ -37,12 +40,19 @@ export async function connectCluster(store: ContextStore, options: ConnectionOpt
   checkOperatorCertificate(name, context, now);
   const endpoints = { ...context.nodeEndpoints, ...parseOverrides(options.overrides ?? []) };
   const channels: RpcChannel[] = [];
-  const connect = <S extends DescService>(service: S, server: string, address: string, serverName: string) => {
+  const connect = <S extends DescService>(
+    service: S,
+    server: string,
+    address: string,
+    serverName: string,
+    onServerCertificate: (certificateDer: Uint8Array) => void = () => undefined,
+  ) => {
     const channel = openChannel({
       address,
       serverName,
       trustedPem: [context.authorityPem],
       identity: context.operator,
+      onServerCertificate,
     });
     channels.push(channel);
     const client = channel.client(service);
@@ -72,7 +82,12 @@ export async function connectCluster(store: ContextStore, options: ConnectionOpt
       const known = isNodeId(reference) ? (endpoints[reference] ?? endpoints['*']) : undefined;
       const { nodeId, address } =
         known === undefined ? await findNode(reference) : { nodeId: reference, address: known };
-      return { nodeId, call: connect(NodeService, nodeId, address, nodeServerName(nodeId)) };
+      const keys = new Map<string, Uint8Array>();
+      const call = connect(NodeService, nodeId, address, nodeServerName(nodeId), (certificateDer) => {
+        const spki = new X509Certificate(certificateDer).publicKey.export({ type: 'spki', format: 'der' });
+        keys.set(spki.toString('base64'), spki);
+      });
+      return { nodeId, call, tlsSpki: () => onlyKey(nodeId, [...keys.values()]) };
     },
     [Symbol.dispose]() {
       for (const channel of channels) channel[Symbol.dispose]();
@@ -121,6 +136,13 @@ export function parseOverrides(entries: readonly string[]): Record<string, strin
 
 export function takeOwnershipCommand(name: string, context: Context): string {
   return `ashlarctl cluster take-ownership --context ${name} --endpoint ${context.endpoint} --fingerprint SHA256:… --owner DIR`;
+}
+
+function onlyKey(nodeId: string, [key, ...others]: readonly Uint8Array[]): Uint8Array {
+  if (key !== undefined && others.length === 0) return key;
+  throw new Error(
+    `cannot tell which TLS key ${nodeId} has: it showed ${key === undefined ? 'none' : `${others.length + 1} different ones`}; try again`,
+  );
 }
 
 function checkOperatorCertificate(name: string, context: Context, now: Date): void {

@@ -16,10 +16,11 @@ export interface Bundle {
 
 const REPOSITORY = join(import.meta.dirname, '../..');
 
-/** What the image runs, by its entry. unlock.js is the source of a Worker of init's. */
+/** What the image runs, by its entry. unlock.js and attest.js are the sources of Workers of init's. */
 export const BUNDLES = {
   'init.js': 'src/init/main.ts',
   'unlock.js': 'src/init/unlock.ts',
+  'attest.js': 'src/init/attest.ts',
   'agent.js': 'src/agent/main.ts',
   'curator.js': 'src/curator/main.ts',
 } as const;

@@ -16,7 +16,7 @@ import type { UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file ashlar/auth/v1/permission.proto.
  */
 export const file_ashlar_auth_v1_permission: GenFile = /*@__PURE__*/
-  fileDesc("Ch9hc2hsYXIvYXV0aC92MS9wZXJtaXNzaW9uLnByb3RvEg5hc2hsYXIuYXV0aC52MSrVAQoKUGVybWlzc2lvbhIaChZQRVJNSVNTSU9OX1VOU1BFQ0lGSUVEEAASIAocUEVSTUlTU0lPTl9BTllfQVVUSEVOVElDQVRFRBABEhQKEFBFUk1JU1NJT05fT1dORVIQAhIcChhQRVJNSVNTSU9OX09QRVJBVE9SX1JFQUQQAxIdChlQRVJNSVNTSU9OX09QRVJBVE9SX1BPV0VSEAQSHAoYUEVSTUlTU0lPTl9OT0RFX1JFR0lTVEVSEAUSGAoUUEVSTUlTU0lPTl9OT0RFX1NFTEYQBjpcCgpwZXJtaXNzaW9uEh4uZ29vZ2xlLnByb3RvYnVmLk1ldGhvZE9wdGlvbnMY4YkDIAEoDjIaLmFzaGxhci5hdXRoLnYxLlBlcm1pc3Npb25SCnBlcm1pc3Npb25iBnByb3RvMw", [file_google_protobuf_descriptor]);
+  fileDesc("Ch9hc2hsYXIvYXV0aC92MS9wZXJtaXNzaW9uLnByb3RvEg5hc2hsYXIuYXV0aC52MSrzAQoKUGVybWlzc2lvbhIaChZQRVJNSVNTSU9OX1VOU1BFQ0lGSUVEEAASIAocUEVSTUlTU0lPTl9BTllfQVVUSEVOVElDQVRFRBABEhQKEFBFUk1JU1NJT05fT1dORVIQAhIcChhQRVJNSVNTSU9OX09QRVJBVE9SX1JFQUQQAxIdChlQRVJNSVNTSU9OX09QRVJBVE9SX1BPV0VSEAQSHAoYUEVSTUlTU0lPTl9OT0RFX1JFR0lTVEVSEAUSGAoUUEVSTUlTU0lPTl9OT0RFX1NFTEYQBhIcChhQRVJNSVNTSU9OX09QRVJBVE9SX1NFQUwQBzpcCgpwZXJtaXNzaW9uEh4uZ29vZ2xlLnByb3RvYnVmLk1ldGhvZE9wdGlvbnMY4YkDIAEoDjIaLmFzaGxhci5hdXRoLnYxLlBlcm1pc3Npb25SCnBlcm1pc3Npb25iBnByb3RvMw", [file_google_protobuf_descriptor]);
 
 /**
  * A permission names a right, never a caller. Which principal holds which
@@ -74,6 +74,13 @@ export const Permission = {
    * @generated from enum value: PERMISSION_NODE_SELF = 6;
    */
   NODE_SELF: 6,
+
+  /**
+   * An operator who changes what a node's data is sealed to.
+   *
+   * @generated from enum value: PERMISSION_OPERATOR_SEAL = 7;
+   */
+  OPERATOR_SEAL: 7,
 } as const;
 
 /**

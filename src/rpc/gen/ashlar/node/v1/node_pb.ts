@@ -21,7 +21,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file ashlar/node/v1/node.proto.
  */
 export const file_ashlar_node_v1_node: GenFile = /*@__PURE__*/
-  fileDesc("Chlhc2hsYXIvbm9kZS92MS9ub2RlLnByb3RvEg5hc2hsYXIubm9kZS52MSISChBHZXRTdGF0dXNSZXF1ZXN0Ij8KEUdldFN0YXR1c1Jlc3BvbnNlEioKBnN0YXR1cxgBIAEoCzIaLmFzaGxhci5ub2RlLnYxLk5vZGVTdGF0dXMiFQoTTGlzdFNlcnZpY2VzUmVxdWVzdCJHChRMaXN0U2VydmljZXNSZXNwb25zZRIvCghzZXJ2aWNlcxgBIAMoCzIdLmFzaGxhci5ub2RlLnYxLlNlcnZpY2VTdGF0dXMiTQoRU3RyZWFtTG9nc1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIRCgR0YWlsGAIgASgNSACIAQESDgoGZm9sbG93GAMgASgIQgcKBV90YWlsIjwKElN0cmVhbUxvZ3NSZXNwb25zZRImCgVsaW5lcxgBIAMoCzIXLmFzaGxhci5ub2RlLnYxLkxvZ0xpbmUicAoHTG9nTGluZRIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg0KBWF0X21zGAMgASgBEigKBHRpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHRleHQYBSABKAkiFAoSR2V0RXZlbnRMb2dSZXF1ZXN0IigKE0dldEV2ZW50TG9nUmVzcG9uc2USEQoJZXZlbnRfbG9nGAEgASgMIh8KDVJlYm9vdFJlcXVlc3QSDgoGcmVhc29uGAEgASgJIhAKDlJlYm9vdFJlc3BvbnNlIiEKD1Bvd2VyT2ZmUmVxdWVzdBIOCgZyZWFzb24YASABKAkiEgoQUG93ZXJPZmZSZXNwb25zZSL7AwoKTm9kZVN0YXR1cxIPCgdub2RlX2lkGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSDwoHYm9vdF9pZBgDIAEoCRIMCgRzbG90GAQgASgJEg0KBXN0YWdlGAUgASgJEi0KCWJvb3RfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYWRkcmVzc2VzGAcgAygJEg0KBXJvbGVzGAggAygJEjIKBHBjcnMYCSADKAsyJC5hc2hsYXIubm9kZS52MS5Ob2RlU3RhdHVzLlBjcnNFbnRyeRITCgtzZWN1cmVfYm9vdBgKIAEoCRILCgN0cG0YCyABKAkSJgoGbWVtb3J5GAwgASgLMhYuYXNobGFyLm5vZGUudjEuTWVtb3J5EhYKDnBpZDFfcnNzX2J5dGVzGA0gASgEEisKCHRpbWVsaW5lGA4gAygLMhkuYXNobGFyLm5vZGUudjEuQm9vdFN0YWdlEisKBGRhdGEYDyABKAsyHS5hc2hsYXIubm9kZS52MS5EYXRhUGFydGl0aW9uEi8KCHNlcnZpY2VzGBAgAygLMh0uYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXR1cxorCglQY3JzRW50cnkSCwoDa2V5GAEgASgNEg0KBXZhbHVlGAIgASgJOgI4ASI2CgZNZW1vcnkSEwoLdG90YWxfYnl0ZXMYASABKAQSFwoPYXZhaWxhYmxlX2J5dGVzGAIgASgEIikKCUJvb3RTdGFnZRINCgVzdGFnZRgBIAEoCRINCgVhdF9tcxgCIAEoASJbCg1EYXRhUGFydGl0aW9uEg0KBXN0YXRlGAEgASgJEhkKEWNyZWF0ZWRfdGhpc19ib290GAIgASgIEiAKGHJlY292ZXJ5X2tleV9maW5nZXJwcmludBgDIAEoCSKVAQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEisKBXN0YXRlGAIgASgOMhwuYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXRlEhMKC2luX3N0YXRlX21zGAMgASgBEhAKCHJlc3RhcnRzGAQgASgNEhEKCWxhc3RfZXhpdBgFIAEoCRIPCgdoZWFsdGh5GAYgASgIKoQCCgxTZXJ2aWNlU3RhdGUSHQoZU0VSVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNFUlZJQ0VfU1RBVEVfV0FJVElORxABEhoKFlNFUlZJQ0VfU1RBVEVfU1RBUlRJTkcQAhIZChVTRVJWSUNFX1NUQVRFX1JVTk5JTkcQAxIZChVTRVJWSUNFX1NUQVRFX0hFQUxUSFkQBBIZChVTRVJWSUNFX1NUQVRFX0JBQ0tPRkYQBRIaChZTRVJWSUNFX1NUQVRFX1NUT1BQSU5HEAYSGQoVU0VSVklDRV9TVEFURV9TVE9QUEVEEAcSFgoSU0VSVklDRV9TVEFURV9ET05FEAgysQQKC05vZGVTZXJ2aWNlElkKCUdldFN0YXR1cxIgLmFzaGxhci5ub2RlLnYxLkdldFN0YXR1c1JlcXVlc3QaIS5hc2hsYXIubm9kZS52MS5HZXRTdGF0dXNSZXNwb25zZSIHkAIBiM4YAxJiCgxMaXN0U2VydmljZXMSIy5hc2hsYXIubm9kZS52MS5MaXN0U2VydmljZXNSZXF1ZXN0GiQuYXNobGFyLm5vZGUudjEuTGlzdFNlcnZpY2VzUmVzcG9uc2UiB5ACAYjOGAMSXgoKU3RyZWFtTG9ncxIhLmFzaGxhci5ub2RlLnYxLlN0cmVhbUxvZ3NSZXF1ZXN0GiIuYXNobGFyLm5vZGUudjEuU3RyZWFtTG9nc1Jlc3BvbnNlIgeQAgGIzhgDMAESXwoLR2V0RXZlbnRMb2cSIi5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1JlcXVlc3QaIy5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1Jlc3BvbnNlIgeQAgGIzhgDEk0KBlJlYm9vdBIdLmFzaGxhci5ub2RlLnYxLlJlYm9vdFJlcXVlc3QaHi5hc2hsYXIubm9kZS52MS5SZWJvb3RSZXNwb25zZSIEiM4YBBJTCghQb3dlck9mZhIfLmFzaGxhci5ub2RlLnYxLlBvd2VyT2ZmUmVxdWVzdBogLmFzaGxhci5ub2RlLnYxLlBvd2VyT2ZmUmVzcG9uc2UiBIjOGARiBnByb3RvMw", [file_ashlar_auth_v1_permission, file_google_protobuf_timestamp]);
+  fileDesc("Chlhc2hsYXIvbm9kZS92MS9ub2RlLnByb3RvEg5hc2hsYXIubm9kZS52MSISChBHZXRTdGF0dXNSZXF1ZXN0Ij8KEUdldFN0YXR1c1Jlc3BvbnNlEioKBnN0YXR1cxgBIAEoCzIaLmFzaGxhci5ub2RlLnYxLk5vZGVTdGF0dXMiFQoTTGlzdFNlcnZpY2VzUmVxdWVzdCJHChRMaXN0U2VydmljZXNSZXNwb25zZRIvCghzZXJ2aWNlcxgBIAMoCzIdLmFzaGxhci5ub2RlLnYxLlNlcnZpY2VTdGF0dXMiTQoRU3RyZWFtTG9nc1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIRCgR0YWlsGAIgASgNSACIAQESDgoGZm9sbG93GAMgASgIQgcKBV90YWlsIjwKElN0cmVhbUxvZ3NSZXNwb25zZRImCgVsaW5lcxgBIAMoCzIXLmFzaGxhci5ub2RlLnYxLkxvZ0xpbmUicAoHTG9nTGluZRIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg0KBWF0X21zGAMgASgBEigKBHRpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHRleHQYBSABKAkiFAoSR2V0RXZlbnRMb2dSZXF1ZXN0IigKE0dldEV2ZW50TG9nUmVzcG9uc2USEQoJZXZlbnRfbG9nGAEgASgMIh8KHUdldEF0dGVzdGF0aW9uSWRlbnRpdHlSZXF1ZXN0Il8KHkdldEF0dGVzdGF0aW9uSWRlbnRpdHlSZXNwb25zZRIRCglla19wdWJsaWMYASABKAwSFwoPZWtfY2VydGlmaWNhdGVzGAIgAygMEhEKCWFrX3B1YmxpYxgDIAEoDCJRCg1BdHRlc3RSZXF1ZXN0Eg0KBW5vbmNlGAEgASgMEhcKD2NyZWRlbnRpYWxfYmxvYhgCIAEoDBIYChBlbmNyeXB0ZWRfc2VjcmV0GAMgASgMIt0BCg5BdHRlc3RSZXNwb25zZRINCgVxdW90ZRgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwSNgoEcGNycxgDIAMoCzIoLmFzaGxhci5ub2RlLnYxLkF0dGVzdFJlc3BvbnNlLlBjcnNFbnRyeRIRCglldmVudF9sb2cYBCABKAwSDwoHbm9kZV9pZBgFIAEoCRIPCgd2ZXJzaW9uGAYgASgJEg8KB2Jvb3RfaWQYByABKAkaKwoJUGNyc0VudHJ5EgsKA2tleRgBIAEoDRINCgV2YWx1ZRgCIAEoDDoCOAEiEwoRR2V0U2VhbGluZ1JlcXVlc3QiPgoSR2V0U2VhbGluZ1Jlc3BvbnNlEigKB3NlYWxpbmcYASABKAsyFy5hc2hsYXIubm9kZS52MS5TZWFsaW5nIpsBCgdTZWFsaW5nEhIKCnBvbGljeV9yZWYYASABKAkSHgoWcG9saWN5X2tleV9maW5nZXJwcmludBgCIAEoCRIMCgRwY3I3GAMgASgJEhIKCmdlbmVyYXRpb24YBCABKA0SDgoGYW5jaG9yGAUgASgJEhAKCHJlc2VhbGVkGAYgASgJEhgKEHJlc2VhbF9yZXF1ZXN0ZWQYByABKAgiNAoUUmVxdWVzdFJlc2VhbFJlcXVlc3QSDgoGcmVhc29uGAEgASgJEgwKBHBjcjcYAiABKAkiFwoVUmVxdWVzdFJlc2VhbFJlc3BvbnNlIh8KDVJlYm9vdFJlcXVlc3QSDgoGcmVhc29uGAEgASgJIhAKDlJlYm9vdFJlc3BvbnNlIiEKD1Bvd2VyT2ZmUmVxdWVzdBIOCgZyZWFzb24YASABKAkiEgoQUG93ZXJPZmZSZXNwb25zZSL7AwoKTm9kZVN0YXR1cxIPCgdub2RlX2lkGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSDwoHYm9vdF9pZBgDIAEoCRIMCgRzbG90GAQgASgJEg0KBXN0YWdlGAUgASgJEi0KCWJvb3RfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYWRkcmVzc2VzGAcgAygJEg0KBXJvbGVzGAggAygJEjIKBHBjcnMYCSADKAsyJC5hc2hsYXIubm9kZS52MS5Ob2RlU3RhdHVzLlBjcnNFbnRyeRITCgtzZWN1cmVfYm9vdBgKIAEoCRILCgN0cG0YCyABKAkSJgoGbWVtb3J5GAwgASgLMhYuYXNobGFyLm5vZGUudjEuTWVtb3J5EhYKDnBpZDFfcnNzX2J5dGVzGA0gASgEEisKCHRpbWVsaW5lGA4gAygLMhkuYXNobGFyLm5vZGUudjEuQm9vdFN0YWdlEisKBGRhdGEYDyABKAsyHS5hc2hsYXIubm9kZS52MS5EYXRhUGFydGl0aW9uEi8KCHNlcnZpY2VzGBAgAygLMh0uYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXR1cxorCglQY3JzRW50cnkSCwoDa2V5GAEgASgNEg0KBXZhbHVlGAIgASgJOgI4ASI2CgZNZW1vcnkSEwoLdG90YWxfYnl0ZXMYASABKAQSFwoPYXZhaWxhYmxlX2J5dGVzGAIgASgEIikKCUJvb3RTdGFnZRINCgVzdGFnZRgBIAEoCRINCgVhdF9tcxgCIAEoASJbCg1EYXRhUGFydGl0aW9uEg0KBXN0YXRlGAEgASgJEhkKEWNyZWF0ZWRfdGhpc19ib290GAIgASgIEiAKGHJlY292ZXJ5X2tleV9maW5nZXJwcmludBgDIAEoCSKVAQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEisKBXN0YXRlGAIgASgOMhwuYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXRlEhMKC2luX3N0YXRlX21zGAMgASgBEhAKCHJlc3RhcnRzGAQgASgNEhEKCWxhc3RfZXhpdBgFIAEoCRIPCgdoZWFsdGh5GAYgASgIKoQCCgxTZXJ2aWNlU3RhdGUSHQoZU0VSVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNFUlZJQ0VfU1RBVEVfV0FJVElORxABEhoKFlNFUlZJQ0VfU1RBVEVfU1RBUlRJTkcQAhIZChVTRVJWSUNFX1NUQVRFX1JVTk5JTkcQAxIZChVTRVJWSUNFX1NUQVRFX0hFQUxUSFkQBBIZChVTRVJWSUNFX1NUQVRFX0JBQ0tPRkYQBRIaChZTRVJWSUNFX1NUQVRFX1NUT1BQSU5HEAYSGQoVU0VSVklDRV9TVEFURV9TVE9QUEVEEAcSFgoSU0VSVklDRV9TVEFURV9ET05FEAgyyAcKC05vZGVTZXJ2aWNlElkKCUdldFN0YXR1cxIgLmFzaGxhci5ub2RlLnYxLkdldFN0YXR1c1JlcXVlc3QaIS5hc2hsYXIubm9kZS52MS5HZXRTdGF0dXNSZXNwb25zZSIHkAIBiM4YAxJiCgxMaXN0U2VydmljZXMSIy5hc2hsYXIubm9kZS52MS5MaXN0U2VydmljZXNSZXF1ZXN0GiQuYXNobGFyLm5vZGUudjEuTGlzdFNlcnZpY2VzUmVzcG9uc2UiB5ACAYjOGAMSXgoKU3RyZWFtTG9ncxIhLmFzaGxhci5ub2RlLnYxLlN0cmVhbUxvZ3NSZXF1ZXN0GiIuYXNobGFyLm5vZGUudjEuU3RyZWFtTG9nc1Jlc3BvbnNlIgeQAgGIzhgDMAESXwoLR2V0RXZlbnRMb2cSIi5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1JlcXVlc3QaIy5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1Jlc3BvbnNlIgeQAgGIzhgDEoABChZHZXRBdHRlc3RhdGlvbklkZW50aXR5Ei0uYXNobGFyLm5vZGUudjEuR2V0QXR0ZXN0YXRpb25JZGVudGl0eVJlcXVlc3QaLi5hc2hsYXIubm9kZS52MS5HZXRBdHRlc3RhdGlvbklkZW50aXR5UmVzcG9uc2UiB5ACAYjOGAMSUAoGQXR0ZXN0Eh0uYXNobGFyLm5vZGUudjEuQXR0ZXN0UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLkF0dGVzdFJlc3BvbnNlIgeQAgGIzhgDElwKCkdldFNlYWxpbmcSIS5hc2hsYXIubm9kZS52MS5HZXRTZWFsaW5nUmVxdWVzdBoiLmFzaGxhci5ub2RlLnYxLkdldFNlYWxpbmdSZXNwb25zZSIHkAIBiM4YAxJiCg1SZXF1ZXN0UmVzZWFsEiQuYXNobGFyLm5vZGUudjEuUmVxdWVzdFJlc2VhbFJlcXVlc3QaJS5hc2hsYXIubm9kZS52MS5SZXF1ZXN0UmVzZWFsUmVzcG9uc2UiBIjOGAcSTQoGUmVib290Eh0uYXNobGFyLm5vZGUudjEuUmVib290UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLlJlYm9vdFJlc3BvbnNlIgSIzhgEElMKCFBvd2VyT2ZmEh8uYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXF1ZXN0GiAuYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXNwb25zZSIEiM4YBGIGcHJvdG8z", [file_ashlar_auth_v1_permission, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message ashlar.node.v1.GetStatusRequest
@@ -211,6 +211,274 @@ export const GetEventLogResponseSchema: GenMessage<GetEventLogResponse> = /*@__P
   messageDesc(file_ashlar_node_v1_node, 8);
 
 /**
+ * @generated from message ashlar.node.v1.GetAttestationIdentityRequest
+ */
+export type GetAttestationIdentityRequest = Message<"ashlar.node.v1.GetAttestationIdentityRequest"> & {
+};
+
+/**
+ * Describes the message ashlar.node.v1.GetAttestationIdentityRequest.
+ * Use `create(GetAttestationIdentityRequestSchema)` to create a new message.
+ */
+export const GetAttestationIdentityRequestSchema: GenMessage<GetAttestationIdentityRequest> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 9);
+
+/**
+ * @generated from message ashlar.node.v1.GetAttestationIdentityResponse
+ */
+export type GetAttestationIdentityResponse = Message<"ashlar.node.v1.GetAttestationIdentityResponse"> & {
+  /**
+   * The endorsement key, a TPMT_PUBLIC by a template of the TCG's EK Credential Profile.
+   *
+   * @generated from field: bytes ek_public = 1;
+   */
+  ekPublic: Uint8Array;
+
+  /**
+   * X.509 in DER, the endorsement key's own first, as far as the TPM keeps any.
+   *
+   * @generated from field: repeated bytes ek_certificates = 2;
+   */
+  ekCertificates: Uint8Array[];
+
+  /**
+   * The attestation key, a TPMT_PUBLIC: ECC P-256, restricted, signing.
+   *
+   * @generated from field: bytes ak_public = 3;
+   */
+  akPublic: Uint8Array;
+};
+
+/**
+ * Describes the message ashlar.node.v1.GetAttestationIdentityResponse.
+ * Use `create(GetAttestationIdentityResponseSchema)` to create a new message.
+ */
+export const GetAttestationIdentityResponseSchema: GenMessage<GetAttestationIdentityResponse> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 10);
+
+/**
+ * @generated from message ashlar.node.v1.AttestRequest
+ */
+export type AttestRequest = Message<"ashlar.node.v1.AttestRequest"> & {
+  /**
+   * 32 bytes that nobody can foresee.
+   *
+   * @generated from field: bytes nonce = 1;
+   */
+  nonce: Uint8Array;
+
+  /**
+   * From MakeCredential (TPM 2.0 Library, part 1, section 24) for the endorsement key and the name of the
+   * attestation key, over a secret of 32 bytes: the contents of TPM2B_ID_OBJECT.
+   *
+   * @generated from field: bytes credential_blob = 2;
+   */
+  credentialBlob: Uint8Array;
+
+  /**
+   * The contents of TPM2B_ENCRYPTED_SECRET.
+   *
+   * @generated from field: bytes encrypted_secret = 3;
+   */
+  encryptedSecret: Uint8Array;
+};
+
+/**
+ * Describes the message ashlar.node.v1.AttestRequest.
+ * Use `create(AttestRequestSchema)` to create a new message.
+ */
+export const AttestRequestSchema: GenMessage<AttestRequest> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 11);
+
+/**
+ * @generated from message ashlar.node.v1.AttestResponse
+ */
+export type AttestResponse = Message<"ashlar.node.v1.AttestResponse"> & {
+  /**
+   * TPMS_ATTEST.
+   *
+   * @generated from field: bytes quote = 1;
+   */
+  quote: Uint8Array;
+
+  /**
+   * TPMT_SIGNATURE over it by the attestation key.
+   *
+   * @generated from field: bytes signature = 2;
+   */
+  signature: Uint8Array;
+
+  /**
+   * SHA-256 bank by index, 0 to 15; the quote holds a digest of these.
+   *
+   * @generated from field: map<uint32, bytes> pcrs = 3;
+   */
+  pcrs: { [key: number]: Uint8Array };
+
+  /**
+   * The firmware's TPM event log; empty when the machine has none.
+   *
+   * @generated from field: bytes event_log = 4;
+   */
+  eventLog: Uint8Array;
+
+  /**
+   * @generated from field: string node_id = 5;
+   */
+  nodeId: string;
+
+  /**
+   * @generated from field: string version = 6;
+   */
+  version: string;
+
+  /**
+   * @generated from field: string boot_id = 7;
+   */
+  bootId: string;
+};
+
+/**
+ * Describes the message ashlar.node.v1.AttestResponse.
+ * Use `create(AttestResponseSchema)` to create a new message.
+ */
+export const AttestResponseSchema: GenMessage<AttestResponse> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 12);
+
+/**
+ * @generated from message ashlar.node.v1.GetSealingRequest
+ */
+export type GetSealingRequest = Message<"ashlar.node.v1.GetSealingRequest"> & {
+};
+
+/**
+ * Describes the message ashlar.node.v1.GetSealingRequest.
+ * Use `create(GetSealingRequestSchema)` to create a new message.
+ */
+export const GetSealingRequestSchema: GenMessage<GetSealingRequest> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 13);
+
+/**
+ * @generated from message ashlar.node.v1.GetSealingResponse
+ */
+export type GetSealingResponse = Message<"ashlar.node.v1.GetSealingResponse"> & {
+  /**
+   * @generated from field: ashlar.node.v1.Sealing sealing = 1;
+   */
+  sealing?: Sealing | undefined;
+};
+
+/**
+ * Describes the message ashlar.node.v1.GetSealingResponse.
+ * Use `create(GetSealingResponseSchema)` to create a new message.
+ */
+export const GetSealingResponseSchema: GenMessage<GetSealingResponse> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 14);
+
+/**
+ * What the key of the data partition is sealed to.
+ *
+ * @generated from message ashlar.node.v1.Sealing
+ */
+export type Sealing = Message<"ashlar.node.v1.Sealing"> & {
+  /**
+   * Of the policy key's signatures that count: "ashlar-epoch-" and a number.
+   *
+   * @generated from field: string policy_ref = 1;
+   */
+  policyRef: string;
+
+  /**
+   * SHA-256 of the policy key (PKCS #1), hexadecimal, as `pkfp` in an image's .pcrsig.
+   *
+   * @generated from field: string policy_key_fingerprint = 2;
+   */
+  policyKeyFingerprint: string;
+
+  /**
+   * The Secure Boot state, hexadecimal.
+   *
+   * @generated from field: string pcr7 = 3;
+   */
+  pcr7: string;
+
+  /**
+   * How often the data was sealed anew.
+   *
+   * @generated from field: uint32 generation = 4;
+   */
+  generation: number;
+
+  /**
+   * "ok": the TPM's NV anchor holds the share and the MAC of the disk's header.
+   *
+   * @generated from field: string anchor = 5;
+   */
+  anchor: string;
+
+  /**
+   * What this boot sealed anew, and why; empty when nothing.
+   *
+   * @generated from field: string resealed = 6;
+   */
+  resealed: string;
+
+  /**
+   * A reseal was asked for and is due at the next boot.
+   *
+   * @generated from field: bool reseal_requested = 7;
+   */
+  resealRequested: boolean;
+};
+
+/**
+ * Describes the message ashlar.node.v1.Sealing.
+ * Use `create(SealingSchema)` to create a new message.
+ */
+export const SealingSchema: GenMessage<Sealing> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 15);
+
+/**
+ * @generated from message ashlar.node.v1.RequestResealRequest
+ */
+export type RequestResealRequest = Message<"ashlar.node.v1.RequestResealRequest"> & {
+  /**
+   * Why, for the node's log: 1 to 200 characters without control characters.
+   *
+   * @generated from field: string reason = 1;
+   */
+  reason: string;
+
+  /**
+   * A PCR 7 to seal to besides the present one, hexadecimal, 64 digits; empty: only the one that the next
+   * boot has.
+   *
+   * @generated from field: string pcr7 = 2;
+   */
+  pcr7: string;
+};
+
+/**
+ * Describes the message ashlar.node.v1.RequestResealRequest.
+ * Use `create(RequestResealRequestSchema)` to create a new message.
+ */
+export const RequestResealRequestSchema: GenMessage<RequestResealRequest> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 16);
+
+/**
+ * @generated from message ashlar.node.v1.RequestResealResponse
+ */
+export type RequestResealResponse = Message<"ashlar.node.v1.RequestResealResponse"> & {
+};
+
+/**
+ * Describes the message ashlar.node.v1.RequestResealResponse.
+ * Use `create(RequestResealResponseSchema)` to create a new message.
+ */
+export const RequestResealResponseSchema: GenMessage<RequestResealResponse> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 17);
+
+/**
  * @generated from message ashlar.node.v1.RebootRequest
  */
 export type RebootRequest = Message<"ashlar.node.v1.RebootRequest"> & {
@@ -227,7 +495,7 @@ export type RebootRequest = Message<"ashlar.node.v1.RebootRequest"> & {
  * Use `create(RebootRequestSchema)` to create a new message.
  */
 export const RebootRequestSchema: GenMessage<RebootRequest> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 9);
+  messageDesc(file_ashlar_node_v1_node, 18);
 
 /**
  * @generated from message ashlar.node.v1.RebootResponse
@@ -240,7 +508,7 @@ export type RebootResponse = Message<"ashlar.node.v1.RebootResponse"> & {
  * Use `create(RebootResponseSchema)` to create a new message.
  */
 export const RebootResponseSchema: GenMessage<RebootResponse> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 10);
+  messageDesc(file_ashlar_node_v1_node, 19);
 
 /**
  * @generated from message ashlar.node.v1.PowerOffRequest
@@ -259,7 +527,7 @@ export type PowerOffRequest = Message<"ashlar.node.v1.PowerOffRequest"> & {
  * Use `create(PowerOffRequestSchema)` to create a new message.
  */
 export const PowerOffRequestSchema: GenMessage<PowerOffRequest> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 11);
+  messageDesc(file_ashlar_node_v1_node, 20);
 
 /**
  * @generated from message ashlar.node.v1.PowerOffResponse
@@ -272,7 +540,7 @@ export type PowerOffResponse = Message<"ashlar.node.v1.PowerOffResponse"> & {
  * Use `create(PowerOffResponseSchema)` to create a new message.
  */
 export const PowerOffResponseSchema: GenMessage<PowerOffResponse> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 12);
+  messageDesc(file_ashlar_node_v1_node, 21);
 
 /**
  * What a node says of itself; also the body of its heartbeat.
@@ -390,7 +658,7 @@ export type NodeStatus = Message<"ashlar.node.v1.NodeStatus"> & {
  * Use `create(NodeStatusSchema)` to create a new message.
  */
 export const NodeStatusSchema: GenMessage<NodeStatus> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 13);
+  messageDesc(file_ashlar_node_v1_node, 22);
 
 /**
  * The machine's memory.
@@ -414,7 +682,7 @@ export type Memory = Message<"ashlar.node.v1.Memory"> & {
  * Use `create(MemorySchema)` to create a new message.
  */
 export const MemorySchema: GenMessage<Memory> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 14);
+  messageDesc(file_ashlar_node_v1_node, 23);
 
 /**
  * One mark in the boot's timeline.
@@ -440,7 +708,7 @@ export type BootStage = Message<"ashlar.node.v1.BootStage"> & {
  * Use `create(BootStageSchema)` to create a new message.
  */
 export const BootStageSchema: GenMessage<BootStage> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 15);
+  messageDesc(file_ashlar_node_v1_node, 24);
 
 /**
  * The encrypted data partition.
@@ -476,7 +744,7 @@ export type DataPartition = Message<"ashlar.node.v1.DataPartition"> & {
  * Use `create(DataPartitionSchema)` to create a new message.
  */
 export const DataPartitionSchema: GenMessage<DataPartition> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 16);
+  messageDesc(file_ashlar_node_v1_node, 25);
 
 /**
  * One supervised service.
@@ -526,7 +794,7 @@ export type ServiceStatus = Message<"ashlar.node.v1.ServiceStatus"> & {
  * Use `create(ServiceStatusSchema)` to create a new message.
  */
 export const ServiceStatusSchema: GenMessage<ServiceStatus> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 17);
+  messageDesc(file_ashlar_node_v1_node, 26);
 
 /**
  * The supervisor's states.
@@ -659,6 +927,60 @@ export const NodeService: GenService<{
     methodKind: "unary";
     input: typeof GetEventLogRequestSchema;
     output: typeof GetEventLogResponseSchema;
+  },
+  /**
+   * Who the node's TPM is: its endorsement key with the maker's certificates, and its attestation key.
+   * None of it proves anything yet; Attest does. The same for as long as the TPM is not cleared. May be
+   * retried at will. FAILED_PRECONDITION: this machine has no TPM, or it does not do it.
+   * RESOURCE_EXHAUSTED: the TPM is at work or rests after work for another caller; ask again in seconds.
+   *
+   * @generated from rpc ashlar.node.v1.NodeService.GetAttestationIdentity
+   */
+  getAttestationIdentity: {
+    methodKind: "unary";
+    input: typeof GetAttestationIdentityRequestSchema;
+    output: typeof GetAttestationIdentityResponseSchema;
+  },
+  /**
+   * Evidence of what the machine runs: the TPM opens the caller's credential, which only the TPM of the
+   * endorsement key can, and quotes PCRs 0 to 15 with the attestation key that the credential names.
+   * The quote's qualifying data is SHA-256(nonce ‖ the credential's secret ‖ SPKI of the node's TLS key),
+   * so that a quote fits this caller, this TPM and this connection and no other. Takes seconds. May be
+   * retried with a fresh nonce. INVALID_ARGUMENT: a size is wrong, or the TPM says that the credential
+   * is not for it or not for its attestation key. FAILED_PRECONDITION and RESOURCE_EXHAUSTED: as
+   * GetAttestationIdentity.
+   *
+   * @generated from rpc ashlar.node.v1.NodeService.Attest
+   */
+  attest: {
+    methodKind: "unary";
+    input: typeof AttestRequestSchema;
+    output: typeof AttestResponseSchema;
+  },
+  /**
+   * What the node's data is sealed to, as it was found when it was opened at this boot. May be retried
+   * at will. FAILED_PRECONDITION: the data is not sealed (a machine without TPM).
+   *
+   * @generated from rpc ashlar.node.v1.NodeService.GetSealing
+   */
+  getSealing: {
+    methodKind: "unary";
+    input: typeof GetSealingRequestSchema;
+    output: typeof GetSealingResponseSchema;
+  },
+  /**
+   * Asks for the data to be sealed anew at the next boot, between unseal and the end of the initrd
+   * phase: to the policy of the image that boots then, with a fresh generation in the TPM; with `pcr7`
+   * also to a Secure Boot state that is yet to come. Nothing changes before that boot, and this does not
+   * reboot. A later request replaces an earlier one, so it may be retried. INVALID_ARGUMENT: the reason
+   * or PCR 7. FAILED_PRECONDITION: as GetSealing.
+   *
+   * @generated from rpc ashlar.node.v1.NodeService.RequestReseal
+   */
+  requestReseal: {
+    methodKind: "unary";
+    input: typeof RequestResealRequestSchema;
+    output: typeof RequestResealResponseSchema;
   },
   /**
    * Begins the ordered shutdown and reboots. The answer means that the shutdown began, not that it
