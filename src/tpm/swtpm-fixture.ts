@@ -5,7 +5,7 @@
  */
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -25,8 +25,13 @@ export interface SoftwareTpm extends AsyncDisposable {
 /** tpm2-tss would write every expected refusal to stderr. Must be set before its first call. */
 process.env['TSS2_LOG'] = 'all+NONE';
 
-export async function startSoftwareTpm(): Promise<SoftwareTpm> {
+/**
+ * @param options.manufactured with endorsement keys' certificates in NV, of an authority whose certificate is
+ *   `authority/issuer-certificate.pem` in the TPM's directory (takes a second longer) @default false
+ */
+export async function startSoftwareTpm(options: { manufactured?: boolean } = {}): Promise<SoftwareTpm> {
   const directory = mkdtempSync(join(tmpdir(), 'ashlar-swtpm-'));
+  if (options.manufactured === true) manufacture(directory);
   const socket = join(directory, 'socket');
   const tcti = `swtpm:path=${socket}`;
   let stop = await startProcess(directory, socket);
@@ -34,8 +39,9 @@ export async function startSoftwareTpm(): Promise<SoftwareTpm> {
     tcti,
     directory,
     tool: (name, ...args) =>
-      execFileSync(name, ['-T', tcti, ...args], {
+      execFileSync(name, args, {
         cwd: directory,
+        env: { ...process.env, TPM2TOOLS_TCTI: tcti },
         encoding: 'utf8',
         stdio: ['ignore', 'pipe', 'pipe'],
       }),
@@ -48,6 +54,35 @@ export async function startSoftwareTpm(): Promise<SoftwareTpm> {
       rmSync(directory, { recursive: true });
     },
   };
+}
+
+function manufacture(directory: string): void {
+  const authority = join(directory, 'authority');
+  mkdirSync(authority);
+  const write = (name: string, lines: readonly string[]): string => {
+    const path = join(authority, name);
+    writeFileSync(path, `${lines.join('\n')}\n`);
+    return path;
+  };
+  const localca = write('localca.conf', [
+    `statedir = ${authority}`,
+    `signingkey = ${join(authority, 'signing-key.pem')}`,
+    `issuercert = ${join(authority, 'issuer-certificate.pem')}`,
+    `certserial = ${join(authority, 'serial')}`,
+  ]);
+  const setup = write('setup.conf', [
+    'create_certs_tool = /usr/bin/swtpm_localca',
+    `create_certs_tool_config = ${localca}`,
+    `create_certs_tool_options = ${write('localca.options', ['--platform-manufacturer Ashlar', '--platform-version 1', '--platform-model test'])}`,
+  ]);
+  execFileSync(
+    'swtpm_setup',
+    [
+      ...['--tpm2', '--tpmstate', directory, '--createek', '--create-ek-cert', '--pcr-banks', 'sha1,sha256'],
+      ...['--config', setup, '--logfile', join(authority, 'log')],
+    ],
+    { stdio: 'ignore' },
+  );
 }
 
 async function startProcess(directory: string, socket: string): Promise<() => Promise<void>> {

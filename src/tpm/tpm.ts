@@ -11,6 +11,7 @@
  *
  * Objects and sessions live in the TPM's few slots and are flushed when their scope ends (`using`).
  */
+import { decodeDerPrefix, derTag } from '../formats/der.ts';
 import { decodeSized, encodeSized, TPM_ALG, u16 } from '../formats/tpm-structures.ts';
 import { ENDORSEMENT_CERTIFICATE_INDEX, ENDORSEMENT_CHAIN_INDICES, type KeyKind } from './key-templates.ts';
 import type { TpmHandle } from './tpm-handle.ts';
@@ -93,14 +94,14 @@ export class Tpm extends TpmNv {
   /** The maker's certificate of the endorsement key (DER), from NV (EK Credential Profile, 2.2.1.4); undefined when none. */
   ekCertificate(kind: KeyKind): Buffer | undefined {
     const bytes = this.#readCertificates(ENDORSEMENT_CERTIFICATE_INDEX[kind]);
-    return bytes && derElements(bytes)[0];
+    return bytes && certificatesIn(bytes)[0];
   }
 
   /** The certificates between the endorsement key's and the maker's root (EK Credential Profile, 2.2.1.5.2), as stored. */
   ekCertificateChain(): Buffer[] {
     const { first, last } = ENDORSEMENT_CHAIN_INDICES;
     const indices = this.handles(first).filter((index) => index >= first && index <= last);
-    return derElements(Buffer.concat(indices.map((index) => this.#readCertificates(index) ?? Buffer.alloc(0))));
+    return certificatesIn(Buffer.concat(indices.map((index) => this.#readCertificates(index) ?? Buffer.alloc(0))));
   }
 
   #readCertificates(index: number): Buffer | undefined {
@@ -109,18 +110,14 @@ export class Tpm extends TpmNv {
   }
 }
 
-/**
- * The DER sequences that follow one another. Makers pad an index with 0x00 or 0xff, so what is no sequence ends the list.
- */
-function derElements(bytes: Buffer): Buffer[] {
-  const elements: Buffer[] = [];
-  let offset = 0;
-  // SEQUENCE with a length of two bytes: a certificate is longer than 255 bytes and shorter than 64 KiB.
-  while (bytes.length - offset > 4 && bytes.readUInt16BE(offset) === 0x3082) {
-    const end = offset + 4 + bytes.readUInt16BE(offset + 2);
-    if (end > bytes.length) break;
-    elements.push(bytes.subarray(offset, end));
-    offset = end;
+/** Certificates that follow one another. Makers pad an index with 0x00 or 0xff, so what is no sequence ends the list. */
+function certificatesIn(bytes: Buffer): Buffer[] {
+  const certificates: Buffer[] = [];
+  let rest = bytes;
+  while (rest[0] === derTag.sequence) {
+    const { whole } = decodeDerPrefix(rest, 'endorsement key certificate');
+    certificates.push(Buffer.from(whole));
+    rest = rest.subarray(whole.length);
   }
-  return elements;
+  return certificates;
 }

@@ -126,6 +126,7 @@ export class TpmError extends Error {
 /** Response codes a caller branches on, without parameter, handle or session number (Part 2, 6.6.3). */
 export const TPM_RC = {
   initialize: 0x100,
+  failure: 0x101,
   disabled: 0x120,
   value: 0x084,
   handle: 0x08b,
