@@ -17,7 +17,7 @@ import { createProgress } from '../../tools/host/progress.ts';
 import { buildImage } from '../../tools/mkimage/build.ts';
 import { developmentKeys } from '../../tools/mkimage/keys.ts';
 import { createMachine, type Firmware, type Machine, type MachineOptions } from '../machine/machine.ts';
-import { makeSecureFirmware } from '../machine/secure-firmware.ts';
+import { type FirmwareState, makeSecureFirmware, type SecureBootKeys } from '../machine/secure-firmware.ts';
 import { type BuiltImage, readBuiltImage } from './built-image.ts';
 import { Operator, operatorEndpoints } from './operator.ts';
 import { evidenceDirectory, openRunDirectory, type RunDirectory } from './run-directory.ts';
@@ -36,6 +36,7 @@ export class Lab {
   readonly bootDeadlineMs = BOOT_DEADLINE_MS;
   readonly shutdownDeadlineMs = SHUTDOWN_DEADLINE_MS;
   readonly #machines: Machine[] = [];
+  #firmwares = 0;
 
   constructor(context: TestContext, run: RunDirectory, directory: string, image: BuiltImage, firmware: Firmware) {
     this.context = context;
@@ -59,6 +60,13 @@ export class Lab {
     });
     this.#machines.push(machine);
     return machine;
+  }
+
+  /** Firmware in another state than this test's own, or of another release, or with other keys than the image's. */
+  async firmwareIn(state: FirmwareState, keys?: SecureBootKeys): Promise<Firmware> {
+    const directory = join(this.directory, `firmware-${this.#firmwares++}`);
+    const options = { progress: createProgress(), allowDrift: true };
+    return makeSecureFirmware(directory, keys ?? (await developmentKeys()), options, state);
   }
 
   /** Parameters of the run's owner, changed by `change`. */

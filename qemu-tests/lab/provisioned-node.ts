@@ -3,7 +3,7 @@
  * looks at it and switches it off. What was seen is kept for the tests that judge it, the disk and the TPM for those
  * that go on from there.
  */
-import { readFile, writeFile } from 'node:fs/promises';
+import { copyFile, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Lab } from './lab.ts';
 import { nodeConsole } from './node-console.ts';
@@ -23,6 +23,10 @@ export interface ProvisionedNode {
   readonly boot: readonly ConsoleLine[];
   readonly shutdown: readonly ConsoleLine[];
   readonly node: DescribedNode;
+  /** SHA-256 bank, when the node was UP, as its TPM was told (tpm-recording.ts). */
+  readonly recordedPcrs: Readonly<Record<string, string>>;
+  /** That recording, of the whole first boot. */
+  readonly tpmTrafficPath: string;
   readonly eventLogPath: string;
   /** The machine's disk, as the node left it. */
   readonly diskPath: string;
@@ -53,6 +57,9 @@ async function provision(lab: Lab, directory: string): Promise<void> {
   const node = await operator.waitForNode(nodeId);
   const eventLogPath = join(directory, 'event-log.bin');
   await operator.eventLog(nodeId, eventLogPath);
+  const recordedPcrs = await machine.pcrs();
+  const tpmTrafficPath = join(directory, 'tpm-traffic.log');
+  await copyFile(machine.tpmTrafficPath, tpmTrafficPath);
 
   machine.mark();
   await operator.run('node', 'poweroff', nodeId);
@@ -66,6 +73,8 @@ async function provision(lab: Lab, directory: string): Promise<void> {
     boot: said.map(({ text, atMs }) => ({ text, atMs })),
     shutdown: shutdown.map(({ text, atMs }) => ({ text, atMs })),
     node,
+    recordedPcrs,
+    tpmTrafficPath,
     eventLogPath,
     diskPath: join(directory, 'snapshot', 'disk.qcow2'),
   };

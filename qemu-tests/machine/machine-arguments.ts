@@ -6,6 +6,8 @@ export type MachineNetwork =
   | { readonly kind: 'user'; readonly guestPorts: readonly number[]; readonly restrict?: boolean }
   /** A link that is up, with nobody at its other end: no DHCP server will ever answer. */
   | { readonly kind: 'silent' }
+  /** A tap device of a network namespace, in which QEMU then runs; see private-network.ts. The firmware may boot from it. */
+  | { readonly kind: 'tap'; readonly namespace: string; readonly tap: string }
   /** No network card. */
   | { readonly kind: 'none' };
 
@@ -25,6 +27,14 @@ export interface MachineHardware {
   /** OEM strings (SMBIOS type 11), which the machine's owner, or an attacker with its BMC, can set. */
   readonly smbiosStrings: readonly string[];
   readonly qmpSocket: string;
+}
+
+/** The program and its arguments, in the network namespace that the machine's network is in. */
+export function qemuCommand(hardware: MachineHardware): { command: string; args: string[] } {
+  const args = qemuArguments(hardware);
+  const { network } = hardware;
+  if (network.kind !== 'tap') return { command: 'qemu-system-x86_64', args };
+  return { command: 'ip', args: ['netns', 'exec', network.namespace, 'qemu-system-x86_64', ...args] };
 }
 
 export function qemuArguments(hardware: MachineHardware): string[] {
@@ -63,6 +73,8 @@ function firmware(hardware: MachineHardware): string[] {
     // The firmware must not look for a network to boot from when the disk is refused: that takes a minute.
     ...['-fw_cfg', 'name=opt/org.tianocore/IPv4PXESupport,string=no'],
     ...['-fw_cfg', 'name=opt/org.tianocore/IPv6PXESupport,string=no'],
+    // A private network is there for HTTP boot over IPv4; by IPv6 it would ask first, for a minute, in vain.
+    ...(hardware.network.kind === 'tap' ? ['-fw_cfg', 'name=opt/org.tianocore/IPv6Support,string=no'] : []),
   ];
 }
 
@@ -80,6 +92,9 @@ function network(network: MachineNetwork): string[] {
   if (network.kind === 'none') return ['-nic', 'none'];
   const device = ['-device', 'virtio-net-pci,netdev=net0,mac=52:54:00:a5:41:a1,romfile='];
   if (network.kind === 'silent') return ['-netdev', 'hubport,id=net0,hubid=0', ...device];
+  if (network.kind === 'tap') {
+    return ['-netdev', `tap,id=net0,ifname=${escape(network.tap)},script=no,downscript=no`, ...device];
+  }
   // Port 0: the host chooses, so that runs at the same time cannot collide. QEMU tells which over QMP.
   const forwards = network.guestPorts.map((port) => `,hostfwd=tcp:127.0.0.1:0-:${port}`).join('');
   return ['-netdev', `user,id=net0,restrict=${network.restrict ? 'on' : 'off'}${forwards}`, ...device];

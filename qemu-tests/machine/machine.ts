@@ -6,17 +6,18 @@
  */
 
 import { appendFileSync, existsSync } from 'node:fs';
-import { copyFile, mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { runProcess } from '../../tools/host/run-process.ts';
 import { type Accelerator, detectAccelerator } from './accelerator.ts';
-import { type MachineNetwork, qemuArguments } from './machine-arguments.ts';
+import { type MachineNetwork, qemuCommand } from './machine-arguments.ts';
 import { connectQmp, type QmpClient, type QmpEvent } from './qmp.ts';
 import { SerialConsole, type SerialLine } from './serial-console.ts';
-import { copyTpm, manufactureTpm, startTpm, withTpmOnHost } from './software-tpm.ts';
+import { copyTpm, manufactureTpm, startTpm, type TpmLogs, withTpmOnHost } from './software-tpm.ts';
 import { type SpawnedProgram, spawnProgram, withinDeadline } from './spawned-program.ts';
+import { parseTpmRecording, replayExtends, type TpmExchange } from './tpm-recording.ts';
 
 const MIB = 1024 * 1024;
 const DEFAULT_DISK_MIB = 4096;
@@ -199,6 +200,16 @@ export class Machine implements AsyncDisposable {
     return this.console.lines.slice(this.#markedLine);
   }
 
+  /** Everything between the machine and its TPM since the last power-on, while it runs and after. */
+  async tpmExchanges(): Promise<TpmExchange[]> {
+    return parseTpmRecording(await readFile(this.tpmTrafficPath, 'utf8'));
+  }
+
+  /** The SHA-256 PCRs, in hex by index, as the TPM was told them: also of a machine whose system says nothing. */
+  async pcrs(): Promise<Readonly<Record<string, string>>> {
+    return replayExtends(await this.tpmExchanges());
+  }
+
   async waitForEvent(wanted: (event: QmpEvent) => boolean, deadlineMs: number): Promise<QmpEvent> {
     const { promise, resolve } = Promise.withResolvers<QmpEvent>();
     const look = () => {
@@ -261,29 +272,58 @@ export class Machine implements AsyncDisposable {
   async withTpm(use: (tcti: string) => Promise<void>): Promise<void> {
     this.#checkOff('use the TPM');
     if (this.#tpmDirectory === undefined) throw new Error('cannot use the TPM: the machine has none');
-    await withTpmOnHost(this.#tpmDirectory, this.#socketDirectory, join(this.directory, 'tpm.log'), use);
+    // Not over the recording of the last boot, which a test may want to read yet.
+    const places = {
+      ...this.#tpmLogs(join(this.directory, 'tpm-on-host-traffic.log')),
+      directory: this.#socketDirectory,
+    };
+    await withTpmOnHost(this.#tpmDirectory, places, use);
+  }
+
+  /** Changes the firmware's variables: an image in the layout of OVMF's flash, for efi-variable-store.ts. */
+  async changeVariables(change: (image: Uint8Array) => Uint8Array): Promise<void> {
+    this.#checkOff("change the firmware's variables");
+    await writeFile(this.variablesPath, change(await readFile(this.variablesPath)));
+  }
+
+  async diskSizeBytes(): Promise<number> {
+    return virtualSize({ path: this.diskPath, format: 'qcow2' });
   }
 
   /** Reads from the disk as the machine sees it. */
   async readDisk(offset: number, length: number): Promise<Buffer> {
+    const path = join(this.directory, 'read');
+    await this.copyFromDisk(offset, length, path);
+    const bytes = await readFile(path);
+    await rm(path);
+    return bytes;
+  }
+
+  /** Copies a part of the disk to a file. */
+  async copyFromDisk(offset: number, length: number, path: string): Promise<void> {
     this.#checkOff('read the disk');
-    const { stdout } = await runProcess('qemu-io', [
-      ...['-r', '-f', 'qcow2', '-c', `read -v ${offset} ${length}`, this.diskPath],
+    const isWhole = (block: number) => offset % block === 0 && length % block === 0;
+    const block = [MIB, 4096, 512, 1].find(isWhole) ?? 1;
+    await runProcess('qemu-img', [
+      ...['dd', '-f', 'qcow2', '-O', 'raw', `bs=${block}`, `skip=${offset / block}`],
+      ...[`count=${(offset + length) / block}`, `if=${this.diskPath}`, `of=${path}`],
     ]);
-    const bytes = stdout
-      .split('\n')
-      .flatMap((line) => /^[0-9a-f]{8,16}:\s+((?:[0-9a-f]{2} ?){1,16})/.exec(line)?.[1]?.trim().split(' ') ?? []);
-    if (bytes.length !== length)
-      throw new Error(`cannot read the disk: qemu-io gave ${bytes.length} of ${length} bytes`);
-    return Buffer.from(bytes.join(''), 'hex');
+    const { size } = await stat(path);
+    if (size !== length) throw new Error(`cannot read the disk: qemu-img gave ${size} of ${length} bytes`);
+  }
+
+  /** Copies a file onto the disk. */
+  async copyToDisk(path: string, offset: number): Promise<void> {
+    this.#checkOff('write to the disk');
+    const { size } = await stat(path);
+    await runProcess('qemu-io', ['-f', 'qcow2', '-c', `write -s ${path} ${offset} ${size}`, this.diskPath]);
   }
 
   /** Writes to the disk. */
   async writeDisk(offset: number, bytes: Uint8Array): Promise<void> {
-    this.#checkOff('write to the disk');
     const path = join(this.directory, 'to-write');
     await writeFile(path, bytes);
-    await runProcess('qemu-io', ['-f', 'qcow2', '-c', `write -s ${path} ${offset} ${bytes.length}`, this.diskPath]);
+    await this.copyToDisk(path, offset);
     await rm(path);
   }
 
@@ -303,6 +343,11 @@ export class Machine implements AsyncDisposable {
     await copyFile(this.variablesPath, join(directory, 'variables.fd'));
     if (this.#tpmDirectory !== undefined) await copyTpm(this.#tpmDirectory, join(directory, 'tpm'));
     return { directory };
+  }
+
+  /** Of the last power-on, in swtpm's words. */
+  get tpmTrafficPath(): string {
+    return join(this.directory, 'tpm-traffic.log');
   }
 
   get diskPath(): string {
@@ -339,6 +384,10 @@ export class Machine implements AsyncDisposable {
     else await this.#ensureTpm(this.#tpmDirectory);
   }
 
+  #tpmLogs(trafficPath: string): TpmLogs {
+    return { logPath: join(this.directory, 'tpm.log'), trafficPath };
+  }
+
   async #ensureTpm(stateDirectory: string): Promise<void> {
     if (existsSync(join(stateDirectory, 'tpm2-00.permall'))) return;
     await manufactureTpm(stateDirectory, this.#options.authorityDirectory);
@@ -355,9 +404,9 @@ export class Machine implements AsyncDisposable {
     await rm(qmpSocket, { force: true });
     await rm(tpmSocket, { force: true });
     if (this.#tpmDirectory !== undefined) {
-      this.#tpm = await startTpm(this.#tpmDirectory, tpmSocket, join(this.directory, 'tpm.log'));
+      this.#tpm = await startTpm(this.#tpmDirectory, tpmSocket, this.#tpmLogs(this.tpmTrafficPath));
     }
-    const args = qemuArguments({
+    const { command, args } = qemuCommand({
       accelerator: this.#accelerator,
       memoryMib: this.#options.memoryMib ?? 1024,
       cpus: this.#options.cpus ?? 2,
@@ -375,7 +424,7 @@ export class Machine implements AsyncDisposable {
     appendFileSync(serialLog, `\n==== power on ====\n`);
     this.console.powerOn();
     const qemu = await spawnProgram({
-      command: 'qemu-system-x86_64',
+      command,
       args,
       logPath: join(this.directory, 'qemu.log'),
       onStdout: (chunk) => {

@@ -13,12 +13,20 @@ import { type SpawnedProgram, spawnProgram, withinDeadline } from './spawned-pro
 const START_DEADLINE_MS = 20_000;
 const END_DEADLINE_MS = 10_000;
 
-/** Makes a new TPM in `stateDirectory`, with keys of its own. The authority is made at first use, and kept. */
-export async function manufactureTpm(stateDirectory: string, authorityDirectory: string): Promise<void> {
+/**
+ * Makes a new TPM in `stateDirectory`, with keys of its own. The authority is made at first use, and kept.
+ *
+ * @param pcrBank the one bank that is switched on. @default 'sha256'
+ */
+export async function manufactureTpm(
+  stateDirectory: string,
+  authorityDirectory: string,
+  pcrBank: 'sha256' | 'sha1' = 'sha256',
+): Promise<void> {
   await mkdir(stateDirectory, { recursive: true });
   const configuration = await configureAuthority(authorityDirectory);
   await runProcess('swtpm_setup', [
-    ...['--tpm2', '--tpmstate', stateDirectory, '--createek', '--create-ek-cert', '--pcr-banks', 'sha256'],
+    ...['--tpm2', '--tpmstate', stateDirectory, '--createek', '--create-ek-cert', '--pcr-banks', pcrBank],
     ...['--config', configuration, '--overwrite'],
   ]);
 }
@@ -59,22 +67,34 @@ export async function copyTpm(from: string, to: string): Promise<void> {
   await cp(join(from, 'tpm2-00.permall'), join(to, 'tpm2-00.permall'));
 }
 
+/** Where a TPM that is on keeps what it says. */
+export interface TpmLogs {
+  /** What swtpm says; appended to. */
+  readonly logPath: string;
+  /** All commands and responses since it was switched on, for `tpm-recording.ts`. */
+  readonly trafficPath: string;
+}
+
+/** swtpm writes commands and responses into its log from this level on. */
+const TRAFFIC_LEVEL = 20;
+
+function recordTraffic({ trafficPath }: TpmLogs): string[] {
+  return ['--log', `file=${trafficPath},level=${TRAFFIC_LEVEL},truncate`];
+}
+
 /**
  * Switches a TPM on for QEMU, which connects to `controlSocket`. It ends by itself when QEMU's connection ends, however
  * that happens: a TPM loses its power with its machine.
  */
-export async function startTpm(
-  stateDirectory: string,
-  controlSocket: string,
-  logPath: string,
-): Promise<SpawnedProgram> {
+export async function startTpm(stateDirectory: string, controlSocket: string, logs: TpmLogs): Promise<SpawnedProgram> {
   const program = await spawnProgram({
     command: 'swtpm',
     args: [
       ...['socket', '--tpm2', '--tpmstate', `dir=${stateDirectory}`],
       ...['--ctrl', `type=unixio,path=${controlSocket}`, '--terminate'],
+      ...recordTraffic(logs),
     ],
-    logPath,
+    logPath: logs.logPath,
   });
   await waitForSocket(program, controlSocket);
   return program;
@@ -83,21 +103,23 @@ export async function startTpm(
 /**
  * Switches a TPM on by itself and hands its TCTI to `use`, for tpm2-tools on this host: what an engineer with the chip
  * in a programmer could do.
+ *
+ * @param places `directory` is for sockets: its path must be short
  */
 export async function withTpmOnHost(
   stateDirectory: string,
-  socketDirectory: string,
-  logPath: string,
+  places: TpmLogs & { readonly directory: string },
   use: (tcti: string) => Promise<void>,
 ): Promise<void> {
-  const socket = join(socketDirectory, 'tpm-host');
+  const socket = join(places.directory, 'tpm-host');
   await using program = await spawnProgram({
     command: 'swtpm',
     args: [
       ...['socket', '--tpm2', '--tpmstate', `dir=${stateDirectory}`, '--flags', 'startup-clear'],
       ...['--server', `type=unixio,path=${socket}`, '--ctrl', `type=unixio,path=${socket}.ctrl`],
+      ...recordTraffic(places),
     ],
-    logPath,
+    logPath: places.logPath,
   });
   await waitForSocket(program, `${socket}.ctrl`);
   const tcti = `swtpm:path=${socket}`;

@@ -51,6 +51,8 @@ export interface PackageOptions {
   progress: Progress;
   /** Base URI of the archive to use instead of the host's. */
   mirror?: string | undefined;
+  /** Suites that the locked packages are of. @default those of image/packages.json */
+  suites?: readonly string[] | undefined;
   signal?: AbortSignal | undefined;
 }
 
@@ -268,7 +270,8 @@ async function inCache(entry: LockedPackage): Promise<boolean> {
 }
 
 function openArchive(options: PackageOptions): Promise<DebianArchive> {
-  const { suites, components } = packageRequest;
+  const { components } = packageRequest;
+  const suites = options.suites ?? packageRequest.suites;
   return openDebianArchive({ suites, components, mirror: options.mirror, signal: options.signal });
 }
 
