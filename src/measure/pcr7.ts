@@ -11,6 +11,7 @@ import {
   efiImageSecurityDatabase,
   type SecureBootVariables,
 } from '../formats/efi-signature-list.ts';
+import { encodeVariableData } from '../formats/efi-variable-data.ts';
 import { encodeGuid } from '../formats/guid.ts';
 import { type Measurement, measure, type PcrPrediction, predictPcr, separator } from './pcr.ts';
 
@@ -22,14 +23,6 @@ export interface Pcr7Options {
    * db. @default the first certificate in db
    */
   readonly authority?: Uint8Array;
-}
-
-/** UEFI_VARIABLE_DATA: GUID ‖ u64 characters of the name ‖ u64 length ‖ name, UTF-16 without NUL ‖ data. */
-export function encodeVariableData(name: string, vendorGuid: string, data: Uint8Array): Uint8Array {
-  const sizes = Buffer.alloc(16);
-  sizes.writeBigUInt64LE(BigInt(name.length), 0);
-  sizes.writeBigUInt64LE(BigInt(data.length), 8);
-  return Buffer.concat([encodeGuid(vendorGuid), sizes, Buffer.from(name, 'utf16le'), data]);
 }
 
 /** @throws RangeError when Secure Boot is on and db has no such certificate: then no image would run. */

@@ -3,13 +3,14 @@ import { createHash } from 'node:crypto';
 import { describe, it } from 'node:test';
 import { authenticodeDigest } from '../formats/authenticode.ts';
 import { dummyDbx, encodeHashList, type SecureBootVariables } from '../formats/efi-signature-list.ts';
+import { encodeVariableData } from '../formats/efi-variable-data.ts';
 import { decodeEventLog } from '../formats/event-log.ts';
 import { encodeEventLog, minimalPe } from '../formats/fixtures.ts';
 import { buildUki } from '../formats/pe.ts';
 import { replayEventLog } from './event-log-replay.ts';
 import { extendPcr, predictPcr, zeroPcr } from './pcr.ts';
 import { predictPcr4 } from './pcr4.ts';
-import { encodeVariableData, predictPcr7 } from './pcr7.ts';
+import { predictPcr7 } from './pcr7.ts';
 import { measuredSections, predictPcr11, predictPcr11OfUki } from './pcr11.ts';
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');

@@ -1,6 +1,13 @@
 /** `ashlarctl measure log`: a TPM event log decoded, replayed, and compared with what the TPM says. */
+import { eventBinding } from '../../src/formats/event-binding.ts';
 import { decodeEventData } from '../../src/formats/event-data.ts';
-import { type DigestAlgorithm, decodeEventLog, type EventLogEntry, maxLogBytes } from '../../src/formats/event-log.ts';
+import {
+  type DigestAlgorithm,
+  decodeEventLog,
+  type EventLogEntry,
+  maxLogBytes,
+  maxPcr,
+} from '../../src/formats/event-log.ts';
 import { type PcrValues, replayAllBanks } from '../../src/measure/event-log-replay.ts';
 import { comparePcrs, type PcrComparison } from '../../src/measure/pcr-comparison.ts';
 import { command } from '../host/command-line.ts';
@@ -119,16 +126,24 @@ function eventJson(entry: EventLogEntry): unknown {
     typeName: entry.typeName,
     digests: Object.fromEntries([...entry.digests].map(([algorithm, digest]) => [algorithm, hex(digest)])),
     data,
-    warnings: [...entry.warnings, ...warnings],
+    /** `bound`: the digests are of this data. `free`: nothing vouches for it. `contradicts`: it was altered, or the rule is the firmware's own. */
+    binding: eventBinding(entry),
+    warnings: eventWarnings(entry, warnings),
   };
+}
+
+const contradiction = 'its digests are not of its data: it was altered, or what measured it has a rule of its own';
+
+function eventWarnings(entry: EventLogEntry, dataWarnings: readonly string[]): string[] {
+  return [...entry.warnings, ...dataWarnings, ...(eventBinding(entry) === 'contradicts' ? [contradiction] : [])];
 }
 
 function eventTable(entries: readonly EventLogEntry[]): string[] {
   const rows = entries.flatMap((entry) => {
     const { data, warnings } = decodeEventData(entry);
-    const register = entry.pcr > 23 ? '-' : String(entry.pcr);
+    const register = entry.pcr > maxPcr ? '-' : String(entry.pcr);
     const row = [String(entry.index), register, entry.typeName, eventSummary(data)];
-    return [row, ...[...entry.warnings, ...warnings].map((warning) => ['', '', 'warning', warning])];
+    return [row, ...eventWarnings(entry, warnings).map((warning) => ['', '', 'warning', warning])];
   });
   return table(['EVENT', 'PCR', 'TYPE', 'WHAT'], rows);
 }
