@@ -15,6 +15,8 @@ import { encodeVariableData } from '../formats/efi-variable-data.ts';
 import { encodeGuid } from '../formats/guid.ts';
 import { type Measurement, measure, type PcrPrediction, predictPcr, separator } from './pcr.ts';
 
+export { encodeVariableData };
+
 export interface Pcr7Options {
   readonly variables: SecureBootVariables;
   readonly isSecureBootOn: boolean;

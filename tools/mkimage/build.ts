@@ -25,7 +25,7 @@ import { buildInitramfs } from './initramfs.ts';
 import { buildKernel } from './kernel.ts';
 import { kernelCommandLine, kernelCommandLineWords } from './kernel-command-line.ts';
 import { developmentKeys, loadKeys } from './keys.ts';
-import { formatMeasurements } from './measurements.ts';
+import { formatMeasurements, withDiskImage } from './measurements.ts';
 import { fetchPackages, readPackageLock } from './packages.ts';
 import { buildExecutable } from './sea.ts';
 import { buildSystemImage } from './system-image.ts';
@@ -182,7 +182,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
       await copyFile(system.path, join(temporary, `${name}.system.img`));
       return writeDiskImage({ path: join(temporary, `${name}.disk.img`), uki, system, buildTime, toolRoot, signal });
     });
-    await writeFile(join(temporary, 'measurements.json'), formatMeasurements(measurements));
+    await writeFile(join(temporary, 'measurements.json'), formatMeasurements(withDiskImage(measurements, gpt)));
     const manifest = {
       name: 'ashlar',
       version,

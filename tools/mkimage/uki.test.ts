@@ -107,7 +107,10 @@ describe('measurements.json', () => {
     for (const [steps, value] of [
       [measurements.steps.pcr11, measurements.pcr11['leave-initrd']],
       [measurements.steps.pcr4['secure-boot-on'], measurements.pcr4['secure-boot-on']],
+      [measurements.steps.pcr5['network'], measurements.pcr5.network],
       [measurements.steps.pcr7['ovmf-dummy-dbx'], measurements.pcr7['ovmf-dummy-dbx']],
+      [measurements.steps.pcr9, measurements.pcr9],
+      [measurements.steps.pcr12, measurements.pcr12],
     ] as const) {
       let register = Buffer.alloc(32);
       for (const step of steps ?? []) {
