@@ -107,8 +107,10 @@ export function emptyVariableStore(): Uint8Array {
   return image;
 }
 
-/** A crypto-agile event log with SHA-1 and SHA-256 digests of each event's data. */
-export function encodeEventLog(events: readonly { pcr: number; type: number; data: Uint8Array }[]): Uint8Array {
+/** A crypto-agile event log with SHA-1 and SHA-256 digests of each event's data, or the SHA-256 digest that is given. */
+export function encodeEventLog(
+  events: readonly { pcr: number; type: number; data: Uint8Array; digest?: Uint8Array }[],
+): Uint8Array {
   const u32 = (value: number): Buffer => {
     const bytes = Buffer.alloc(4);
     bytes.writeUInt32LE(value);
@@ -122,9 +124,9 @@ export function encodeEventLog(events: readonly { pcr: number; type: number; dat
     Uint8Array.of(0x04, 0, 20, 0, 0x0b, 0, 32, 0),
     Uint8Array.of(0),
   ]);
-  const records = events.map(({ pcr, type, data }) => {
-    const digests = ['sha1', 'sha256'].map((name) => createHash(name).update(data).digest());
-    const [sha1 = Buffer.alloc(0), sha256 = Buffer.alloc(0)] = digests;
+  const records = events.map(({ pcr, type, data, digest }) => {
+    const sha1 = createHash('sha1').update(data).digest();
+    const sha256 = digest ?? createHash('sha256').update(data).digest();
     return Buffer.concat([
       u32(pcr),
       u32(type),

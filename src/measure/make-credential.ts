@@ -8,8 +8,9 @@
  *  └─ KDFa "INTEGRITY" ─▶ HMAC(that ‖ name of the attestation key)  ───┴───────────▶ credentialBlob
  * ```
  *
- * All that is random comes from {@link credentialRandomBytes} bytes. Whoever has made a credential can give them away
- * afterwards: then anybody can make it again, byte for byte, and see for which two keys and which secret it was.
+ * All that is random is derived from {@link credentialRandomBytes} bytes, each part by HMAC-SHA512 with its own label.
+ * Whoever has made a credential can give them away afterwards: then anybody can make it again, byte for byte, and see for
+ * which two keys and which secret it was.
  */
 import {
   constants,
@@ -24,8 +25,7 @@ import {
 import { decodeTpmPublicKey, type KeyHash, keyObjectOf, type TpmPublicKey } from '../formats/tpm-attest.ts';
 import { encodeSized, u32 } from '../formats/tpm-structures.ts';
 
-/** Enough for two digests of SHA-384 (RSA), and for a P-384 scalar without bias (ECC). */
-export const credentialRandomBytes = 112;
+export const credentialRandomBytes = 32;
 /** TPM2_ActivateCredential gives back no more than a digest of the endorsement key's name algorithm. */
 export const credentialSecretBytes = 32;
 
@@ -76,8 +76,9 @@ interface SeedExchange {
 /** Part 1, B.4 and B.10.4: OAEP with the key's name algorithm and the label with its NUL. */
 function seedForRsa(ek: TpmPublicKey & { type: 'rsa' }, random: Uint8Array): SeedExchange {
   const size = digestBytes(ek.nameHash);
-  const seed = random.subarray(0, size);
-  const encoded = oaepEncode(ek.nameHash, seed, random.subarray(size, 2 * size), ek.modulus.length);
+  const seed = derive(random, 'seed').subarray(0, size);
+  const oaepSeed = derive(random, 'oaep').subarray(0, size);
+  const encoded = oaepEncode(ek.nameHash, seed, oaepSeed, ek.modulus.length);
   const encryptedSecret = publicEncrypt({ key: keyObjectOf(ek), padding: constants.RSA_NO_PADDING }, encoded);
   return { seed, encryptedSecret };
 }
@@ -128,10 +129,15 @@ const curves: Partial<Record<string, Curve>> = {
 
 /** A scalar of 1 … order − 1 from many more bits than the order has (FIPS 186-5 A.2.1). */
 function ephemeralKey(curve: Curve, random: Uint8Array, size: number): ECDH {
-  const scalar = (BigInt(`0x${Buffer.from(random).toString('hex')}`) % (curve.order - 1n)) + 1n;
+  const scalar = (BigInt(`0x${derive(random, 'ecdh').toString('hex')}`) % (curve.order - 1n)) + 1n;
   const key = createECDH(curve.name);
   key.setPrivateKey(scalar.toString(16).padStart(2 * size, '0'), 'hex');
   return key;
+}
+
+/** 64 bytes: more than any part needs. */
+function derive(random: Uint8Array, label: 'seed' | 'oaep' | 'ecdh'): Buffer {
+  return createHmac('sha512', random).update(label).digest();
 }
 
 /** Part 1, 11.4.10.2: counter mode with HMAC, `label` with its NUL, contextU, an empty contextV, and the length. */

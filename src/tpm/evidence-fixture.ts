@@ -1,0 +1,206 @@
+/**
+ * Evidence for tests, of a real TPM in software: firmware's events, the stub's and init's are extended into its PCRs, and
+ * its keys activate a credential and sign a quote. So what is accepted has gone the whole way. Nothing that ships imports it.
+ */
+import { generateKeyPairSync, randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { authenticodeDigest } from '../formats/authenticode.ts';
+import { efiGlobalVariable, efiImageSecurityDatabase, encodeHashList } from '../formats/efi-signature-list.ts';
+import { decodeEventLog, noAction } from '../formats/event-log.ts';
+import { encodeEventLog, minimalPe } from '../formats/fixtures.ts';
+import { buildUki, decodePe, peSectionContent } from '../formats/pe.ts';
+import { decodePem } from '../formats/x509.ts';
+import type { AllowedImage } from '../measure/allowed-image.ts';
+import { type Evidence, qualifyingData, quotedPcrs } from '../measure/evidence.ts';
+import { makeCredential } from '../measure/make-credential.ts';
+import { sha256 } from '../measure/pcr.ts';
+import { encodeVariableData, predictPcr7 } from '../measure/pcr7.ts';
+import { measuredSections, predictPcr11OfUki } from '../measure/pcr11.ts';
+import type { KeyKind } from './key-templates.ts';
+import type { SoftwareTpm } from './swtpm-fixture.ts';
+import { Tpm } from './tpm.ts';
+
+const EVENT = {
+  separator: 0x4,
+  action: 0x5,
+  crtmVersion: 0x8,
+  ipl: 0xd,
+  variableDriverConfig: 0x8000_0001,
+  variableBoot: 0x8000_0002,
+  bootApplication: 0x8000_0003,
+  efiAction: 0x8000_0007,
+  variableAuthority: 0x8000_00e0,
+} as const;
+
+export interface LoggedEvent {
+  readonly pcr: number;
+  readonly type: number;
+  readonly data: Uint8Array;
+  /** What was extended, when that is not the data's digest. */
+  readonly digest?: Uint8Array;
+}
+
+/** A machine's firmware, its keys and the image that it boots. */
+export interface TestMachine {
+  readonly image: AllowedImage;
+  readonly uki: Uint8Array;
+  readonly events: readonly LoggedEvent[];
+}
+
+const ascii = (text: string): Uint8Array => Buffer.from(text, 'latin1');
+const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
+
+/** What OVMF logs of a first boot with Secure Boot on, in little. */
+export function testMachine(options: { isSecureBootOn?: boolean; content?: string } = {}): TestMachine {
+  const isSecureBootOn = options.isSecureBootOn ?? true;
+  const content = options.content ?? 'an image';
+  const uki = buildUki({
+    stub: minimalPe({ text: ascii(content) }),
+    sections: [
+      { name: '.osrel', data: ascii(`ID=ashlar\nNAME=${content}`) },
+      { name: '.cmdline', data: ascii('quiet') },
+      { name: '.linux', data: minimalPe({ text: ascii('kernel') }) },
+    ],
+  });
+  const x509 = (fill: string): Uint8Array => {
+    const list = Buffer.from(encodeHashList('12345678-1234-4234-8234-123456789abc', [Buffer.alloc(32, fill)]));
+    list.set(Buffer.from('a159c0a5e494a74a87b5ab155c2bf072', 'hex'));
+    return list;
+  };
+  const variables = { pk: x509('p'), kek: x509('k'), db: x509('d'), dbx: new Uint8Array(0) };
+  const variable = (name: string, vendor: string, data: Uint8Array): LoggedEvent => ({
+    pcr: 7,
+    type: EVENT.variableDriverConfig,
+    data: encodeVariableData(name, vendor, data),
+  });
+  const db = variables.db.subarray(28);
+  const events: LoggedEvent[] = [
+    { pcr: 0, type: EVENT.crtmVersion, data: Buffer.from('test firmware', 'utf16le') },
+    variable('SecureBoot', efiGlobalVariable, Uint8Array.of(isSecureBootOn ? 1 : 0)),
+    variable('PK', efiGlobalVariable, variables.pk),
+    variable('KEK', efiGlobalVariable, variables.kek),
+    variable('db', efiImageSecurityDatabase, variables.db),
+    variable('dbx', efiImageSecurityDatabase, variables.dbx),
+    { pcr: 1, type: EVENT.variableBoot, data: encodeVariableData('BootOrder', efiGlobalVariable, Uint8Array.of(0, 0)) },
+    { pcr: 4, type: EVENT.efiAction, data: ascii('Calling EFI Application from Boot Option') },
+    ...[0, 1, 2, 3, 4, 5, 6, 7].map((pcr) => ({ pcr, type: EVENT.separator, data: new Uint8Array(4) })),
+    ...(isSecureBootOn
+      ? [{ pcr: 7, type: EVENT.variableAuthority, data: encodeVariableData('db', efiImageSecurityDatabase, db) }]
+      : []),
+    { pcr: 4, type: EVENT.bootApplication, data: ascii('\\EFI\\BOOT'), digest: authenticodeDigest(uki) },
+    ...stubEvents(uki),
+    { pcr: 5, type: EVENT.efiAction, data: ascii('Exit Boot Services Invocation') },
+    { pcr: 5, type: EVENT.efiAction, data: ascii('Exit Boot Services Returned with Success') },
+  ];
+  const pcr11 = predictPcr11OfUki(uki);
+  return {
+    image: {
+      name: content,
+      authenticode: hex(authenticodeDigest(uki)),
+      pcr7: { 'test-profile': hex(predictPcr7({ variables, isSecureBootOn: true }).value) },
+      pcr11: {
+        firmware: hex(pcr11.firmware.value),
+        'enter-initrd': hex(pcr11['enter-initrd'].value),
+        'leave-initrd': hex(pcr11['leave-initrd'].value),
+      },
+    },
+    uki,
+    events,
+  };
+}
+
+/** What systemd-stub logs: the name of each section, then its content, both as EV_IPL. */
+function stubEvents(uki: Uint8Array): LoggedEvent[] {
+  const { sections } = decodePe(uki);
+  return measuredSections.flatMap((name) => {
+    const section = sections.find((candidate) => candidate.name === name);
+    if (section === undefined) return [];
+    const told = Buffer.from(`${name}\0`, 'utf16le');
+    return [
+      { pcr: 11, type: EVENT.ipl, data: told, digest: sha256(`${name}\0`) },
+      { pcr: 11, type: EVENT.ipl, data: told, digest: sha256(peSectionContent(uki, section)) },
+    ];
+  });
+}
+
+export function encodeLog(events: readonly LoggedEvent[]): Uint8Array {
+  return encodeEventLog(events);
+}
+
+/** Extends what firmware has logged, as it did when it logged it. */
+export function replayIntoTpm(machine: SoftwareTpm, eventLog: Uint8Array): void {
+  using tpm = new Tpm(machine.tcti);
+  for (const { pcr, type, digests } of decodeEventLog(eventLog).entries) {
+    const digest = digests.get('sha256');
+    if (type !== noAction && digest !== undefined) tpm.extendPcr(pcr, digest);
+  }
+}
+
+export interface NodeState {
+  /** What init extends after the firmware's log has ended. @default both phases, node parameters and a volume */
+  readonly extends?: readonly { readonly pcr: number; readonly digest: Uint8Array }[];
+}
+
+/** Both boot phases, node parameters and a volume. */
+export const initExtends = [
+  { pcr: 11, digest: sha256('enter-initrd') },
+  { pcr: 14, digest: sha256('node parameters') },
+  { pcr: 15, digest: sha256('volume') },
+  { pcr: 11, digest: sha256('leave-initrd') },
+] as const;
+
+/** Powers the TPM on and lets firmware and init measure into it. */
+export async function bootTpm(machine: SoftwareTpm, eventLog: Uint8Array, state: NodeState = {}): Promise<void> {
+  await machine.restart();
+  replayIntoTpm(machine, eventLog);
+  using tpm = new Tpm(machine.tcti);
+  for (const { pcr, digest } of state.extends ?? initExtends) tpm.extendPcr(pcr, digest);
+}
+
+export interface QuoteOptions {
+  /** @default 'rsa-2048' */
+  readonly kind?: KeyKind;
+  /** Which registers the quote covers. @default {@link quotedPcrs} */
+  readonly pcrs?: readonly number[];
+}
+
+/** What the verifier and the node do between them: credential, activation, quote. */
+export function takeTestEvidence(machine: SoftwareTpm, eventLog: Uint8Array, options: QuoteOptions = {}): Evidence {
+  const kind = options.kind ?? 'rsa-2048';
+  using tpm = new Tpm(machine.tcti);
+  using ak = tpm.createAk();
+  const challenge = randomBytes(32);
+  let activation: Evidence['activation'];
+  let ekPublicArea: Uint8Array;
+  {
+    using ek = tpm.createEk(kind);
+    ekPublicArea = ek.publicArea;
+    const credential = makeCredential(ek.publicArea, ak.name, challenge);
+    activation = { ...credential, secret: tpm.activateCredential(ak, ek, credential) };
+  }
+  const nonce = randomBytes(32);
+  const tlsSpki = generateKeyPairSync('ec', { namedCurve: 'P-256' }).publicKey.export({ format: 'der', type: 'spki' });
+  const binding = qualifyingData({ nonce, secret: activation.secret, tlsSpki });
+  const pcrs = tpm.readPcrs(quotedPcrs);
+  const quote = tpm.quote(ak, binding, options.pcrs ?? quotedPcrs);
+  const certificate = tpm.ekCertificate(kind);
+  return {
+    node: { id: 'node-test', version: '1', bootId: 'd0f5a6f0-0000-4000-8000-000000000001' },
+    time: new Date('2026-01-02T03:04:05.678Z'),
+    nonce,
+    tlsSpki,
+    ek: { publicArea: ekPublicArea, certificates: certificate === undefined ? [] : [certificate] },
+    ak: { publicArea: ak.publicArea },
+    activation,
+    quote: { attest: quote.attest, signature: quote.signature },
+    pcrs,
+    eventLog,
+  };
+}
+
+/** The certificate (DER) of the authority that made a manufactured TPM's. */
+export function authorityOf(machine: SoftwareTpm): Uint8Array {
+  const pem = readFileSync(join(machine.directory, 'authority/issuer-certificate.pem'), 'latin1');
+  return decodePem('CERTIFICATE', pem);
+}
