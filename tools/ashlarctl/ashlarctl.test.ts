@@ -10,6 +10,7 @@ import tls from 'node:tls';
 import { runAgent } from '../../src/agent/agent.ts';
 import { runCurator } from '../../src/curator/curator.ts';
 import { findEtcd, NO_ETCD, startEtcd, type TestEtcd } from '../../src/curator/etcd-for-tests.ts';
+import { encodeHashList } from '../../src/formats/efi-signature-list.ts';
 import { decodeNodeParameters } from '../../src/formats/node-parameters.ts';
 import { decodeAttest } from '../../src/formats/tpm-attest.ts';
 import { type AttestTask, runAttestTask } from '../../src/init/attest-tpm.ts';
@@ -24,6 +25,7 @@ import { ashlarctl } from './commands.ts';
 import { connectCluster } from './connection.ts';
 import { type Context, openContexts } from './contexts.ts';
 import { nodeAttestation } from './node-attest.ts';
+import { type SealedMachine, sealedMachine } from './sealed-machine-for-tests.ts';
 import { takeEvidence } from './take-evidence.ts';
 
 const SPKI = { type: 'spki', format: 'der' } as const;
@@ -250,6 +252,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   let nodeEndpoint: string;
   let owner: string;
   let recovery: string;
+  let machine: SealedMachine;
   let stopCurator: () => Promise<void>;
   const running = new AsyncDisposableStack();
 
@@ -258,6 +261,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     owner = join(home, 'owner-of-one');
     recovery = JSON.parse(await runWell('cluster', 'prepare', owner, '--json')).recoveryFingerprint;
     const initSocket = join(home, 'init.sock');
+    machine = await sealedMachine(home);
     const swtpm = running.use(await startSoftwareTpm());
     running.use(
       await startInitServer({
@@ -267,6 +271,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
           recovery,
           stopped,
           tpmService(swtpm.tcti, node.certificate.publicKey.export(SPKI)),
+          machine,
         ),
         log: quiet,
         gid: process.getgid?.() ?? 0,
@@ -436,7 +441,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   test('the event log is written to a file', async () => {
     const file = join(home, 'event.log');
     await runWell('node', 'event-log', nodeId, '--out', file);
-    assert.deepEqual([...(await readFile(file))], [1, 2, 3]);
+    assert.deepEqual(await readFile(file), Buffer.from(machine.eventLog));
   });
 
   test('evidence is bound to the key that this connection has seen', async () => {
@@ -449,10 +454,57 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     const { extraData } = decodeAttest(evidence.quote.attest);
     const expected = qualifyingData({ ...evidence, secret: evidence.activation.secret });
     assert.deepEqual(Buffer.from(extraData), Buffer.from(expected));
-    assert.deepEqual(decodeEvidence(encodeEvidence(evidence)).sealing?.policyRef, 'ashlar-epoch-1');
+    assert.deepEqual(decodeEvidence(encodeEvidence(evidence)).sealing?.policyRef, 'ashlar-epoch-2');
     // Nothing of it serves for the next one.
     const again = await takeEvidence(nodeAttestation(target, signal), { signal });
     assert.notDeepEqual([again.nonce, again.activation.secret], [evidence.nonce, evidence.activation.secret]);
+  });
+
+  test('a change is predicted from what the node says, with the exit code, and nothing on the node changes', async () => {
+    const uki = join(home, 'new.efi');
+    const dbx = join(home, 'dbx.esl');
+    await writeFile(uki, machine.build({ cmdline: 'new' }));
+    await writeFile(dbx, encodeHashList(machine.keys.ownerGuid, [Buffer.alloc(32, 7)]));
+    assert.match(await runWell('node', 'predict', nodeId, '--uki', uki), /^The data of node-.* will open\.$/m);
+    const asked = ['node', 'predict', nodeId, '--uki', uki, '--dbx', dbx];
+    const refused = await run(...asked);
+    assert.equal(refused.code, 1);
+    assert.match(refused.stdout, /will NOT open/);
+    const { predicted, unseals } = JSON.parse((await run(...asked, '--json')).stdout);
+    assert.equal(unseals, false);
+    assert.ok(refused.stdout.includes(`\n  ashlarctl node reseal ${nodeId} --pcr7 ${String(predicted.pcr7)}\n`));
+    assert.deepEqual(
+      refused.stdout.split('\n').filter((line) => line.length > 100 && !line.startsWith('  ashlarctl')),
+      [],
+    );
+    assert.deepEqual(stopped, []);
+    for (const file of [dbx, home, join(home, 'nowhere')]) {
+      await runBadly(new RegExp(`${file}`), 'node', 'predict', nodeId, '--uki', file);
+    }
+  });
+
+  test('a reseal is asked for: to what comes, to a PCR 7, or to what dbx will hold', async () => {
+    const [uki, dbx] = [join(home, 'new.efi'), join(home, 'dbx.esl')];
+    const { predicted } = JSON.parse(
+      (await run('node', 'predict', nodeId, '--uki', uki, '--dbx', dbx, '--json')).stdout,
+    );
+    assert.match(await runWell('node', 'reseal', nodeId, '--reason', 'new epoch'), /at its next boot/);
+    await runWell('node', 'reseal', nodeId, '--pcr7', 'ef'.repeat(32));
+    await runWell('node', 'reseal', nodeId, '--uki', uki, '--dbx', dbx, '--json');
+    const asked = ['of the next boot', 'ef'.repeat(32), predicted.pcr7];
+    assert.deepEqual(
+      stopped.splice(0).map((line) => line.replace(/^reseal: .* \(operator ada\), PCR 7 /, '')),
+      asked,
+    );
+    // An image that would not open anyway is not helped by another PCR 7.
+    await writeFile(join(home, 'old.efi'), machine.build({ epoch: 1 }));
+    await runBadly(
+      /sealing anew would not help: the image is signed for "ashlar-epoch-1"/,
+      ...['node', 'reseal', nodeId, '--uki', join(home, 'old.efi'), '--dbx', dbx],
+    );
+    assert.equal((await run('node', 'reseal', nodeId, '--pcr7', 'EF')).code, 2);
+    assert.equal((await run('node', 'reseal', nodeId, '--dbx', dbx)).code, 2);
+    assert.deepEqual(stopped, []);
   });
 
   test('reboot and poweroff reach init with reason and operator', async () => {
@@ -495,9 +547,6 @@ function tpmService(tpm: string, tlsSpki: Uint8Array): Pick<InitService, 'attest
 }
 
 const SEALING = {
-  policyRef: 'ashlar-epoch-1',
-  policyKeyFingerprint: 'ab'.repeat(32),
-  pcr7: 'cd'.repeat(32),
   generation: 1,
   anchor: 'ok',
   resealed: '',
@@ -509,10 +558,11 @@ function initService(
   recoveryKeyFingerprint: string,
   stopped: string[],
   tpm: Pick<InitService, 'attestationIdentity' | 'attest'>,
+  { sealedTo, eventLog }: SealedMachine,
 ): InitService {
   return {
     ...tpm,
-    sealing: async () => SEALING,
+    sealing: async () => ({ ...SEALING, ...sealedTo }),
     requestReseal: async ({ reason, pcr7 }) => {
       stopped.push(`reseal: ${reason}, PCR 7 ${pcr7 ?? 'of the next boot'}`);
     },
@@ -544,7 +594,7 @@ function initService(
         yield { name, severity: 'INFO' as const, atMs: index, wallMs: 1_700_000_000_000, text };
       }
     },
-    eventLog: async () => Uint8Array.of(1, 2, 3),
+    eventLog: async () => eventLog,
     stop: (action, reason) => stopped.push(`${action}: ${reason}`),
   };
 }

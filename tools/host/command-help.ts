@@ -26,7 +26,8 @@ function table(rows: readonly { term: string; text: string }[]): string {
     .join('\n');
 }
 
-function wrap(text: string, width: number): string[] {
+/** Breaks at spaces. A word that is longer than a line has one for itself. */
+export function wrap(text: string, width: number): string[] {
   const lines: string[] = [];
   let line = '';
   for (const word of text.split(/\s+/)) {
