@@ -12,6 +12,7 @@ export interface BuiltImage {
   readonly ukiPath: string;
   /** The system partition's content. */
   readonly systemImagePath: string;
+  readonly measurementsPath: string;
   /** PCR 4, 7 and 11 of a node that runs this image in a machine of ours, in hex by index. */
   readonly predictedPcrs: Readonly<Record<string, string>>;
 }
@@ -25,13 +26,15 @@ export async function readBuiltImage(directory: string): Promise<BuiltImage> {
     }
     return join(directory, found[0] as string);
   };
-  const text = await readFile(join(directory, 'measurements.json'), 'utf8');
+  const measurementsPath = join(directory, 'measurements.json');
+  const text = await readFile(measurementsPath, 'utf8');
   const { pcr4, pcr7, pcr11 } = JSON.parse(text) as Measurements;
   return {
     directory,
     diskImagePath: path('.disk.img'),
     ukiPath: path('.efi'),
     systemImagePath: path('.system.img'),
+    measurementsPath,
     predictedPcrs: {
       '4': pcr4['secure-boot-on'],
       '7': pcr7[MACHINE_PROFILE] ?? '',

@@ -62,6 +62,11 @@ export class Lab {
     return machine;
   }
 
+  /** The certificate (PEM) of the authority that certified the TPMs of this run's machines. */
+  get tpmAuthorityPath(): string {
+    return join(this.run.path, 'tpm-authority', 'issuer-certificate.pem');
+  }
+
   /** Firmware in another state than this test's own, or of another release, or with other keys than the image's. */
   async firmwareIn(state: FirmwareState, keys?: SecureBootKeys): Promise<Firmware> {
     const directory = join(this.directory, `firmware-${this.#firmwares++}`);

@@ -4,6 +4,7 @@
  */
 import { FormatError } from '../formats/byte-reader.ts';
 import { type Check, dictionary, list, ShapeError, text } from '../formats/json-shape.ts';
+import { parseJson } from './evidence.ts';
 
 export const maxMeasurementsBytes = 4 * 1024 * 1024;
 
@@ -26,7 +27,7 @@ const imageStep = 'Authenticode digest of the UKI';
 export function decodeAllowedImage(source: string, name: string): AllowedImage {
   try {
     if (source.length > maxMeasurementsBytes) throw new RangeError(`over the limit of ${maxMeasurementsBytes} bytes`);
-    const root: unknown = JSON.parse(source);
+    const root = parseJson(source);
     if (member(root, 'bank', '') !== 'sha256') throw new ShapeError('bank', 'must be sha256');
     const steps = member(member(root, 'steps', ''), 'pcr4', 'steps');
     const pcr11 = member(root, 'pcr11', '');

@@ -48,7 +48,7 @@ test('evidence round-trips', () => {
 
 test('what is not as documented is refused, with its place', () => {
   const refused: [string | Uint8Array, RegExp][] = [
-    ['', /Unexpected end/],
+    ['', /it is not JSON/],
     ['[]', /must be an object/],
     ['['.repeat(1_000_000), /cannot decode evidence/],
     [Buffer.of(0xff, 0xfe), /not valid/],
@@ -85,9 +85,10 @@ test('damaged evidence decodes or fails as a format error, and nothing else', ()
   }
 });
 
-test('the largest event log is read, and in time', () => {
+test('the largest event log is read, and in two seconds', () => {
   const eventLog = Buffer.alloc(2 * 1024 * 1024, 7);
-  const startMs = performance.now();
+  const start = process.cpuUsage();
   assert.equal(decodeEvidence(encodeEvidence({ ...sample, eventLog })).eventLog.length, eventLog.length);
-  assert.ok(performance.now() - startMs < 2000);
+  // Of the processor, so that what else the machine does is not counted.
+  assert.ok(process.cpuUsage(start).user < 2_000_000);
 });

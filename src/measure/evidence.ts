@@ -114,7 +114,7 @@ function decodeDocument(source: string | Uint8Array): Evidence {
   if (source.length > maxEvidenceBytes)
     throw new RangeError(`${source.length} bytes are over the limit of ${maxEvidenceBytes}`);
   const content = typeof source === 'string' ? source : new TextDecoder('utf-8', { fatal: true }).decode(source);
-  const parsed: unknown = JSON.parse(content);
+  const parsed = parseJson(content);
   refuseRepeatedKeys(content, parsed);
   const { format: _, pcrs, sealing, ...rest } = evidenceShape(parsed, '');
   return {
@@ -122,6 +122,15 @@ function decodeDocument(source: string | Uint8Array): Evidence {
     pcrs: new Map(quotedPcrs.map((index) => [index, pcrs.sha256[`${index}`] ?? new Uint8Array(0)])),
     ...(sealing !== undefined && { sealing }),
   };
+}
+
+/** JSON.parse quotes the text in its message, line breaks and all. */
+export function parseJson(content: string): unknown {
+  try {
+    return JSON.parse(content);
+  } catch (cause) {
+    throw new RangeError('it is not JSON, or not all of it is there', { cause });
+  }
 }
 
 /**

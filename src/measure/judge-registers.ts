@@ -111,7 +111,7 @@ function pcr4({ policy, eventLog: decode, image }: JudgedCase): Finding {
   if (other !== undefined) return failed(`event ${other.index} (${other.typeName}) is ${digestOf(other)}, ${wanted}`);
   const [first] = programs;
   if (first === undefined) return failed(`the log has no boot application, ${wanted}`);
-  return passed(`the log has ${digestOf(first)}, the image, and no other boot application`);
+  return passed(`${digestOf(first)}, the image, and no other boot application`);
 }
 
 function pcr11({ policy, quoted, image }: JudgedCase): Finding {

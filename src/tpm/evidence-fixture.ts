@@ -6,7 +6,12 @@ import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { authenticodeDigest } from '../formats/authenticode.ts';
-import { efiGlobalVariable, efiImageSecurityDatabase, encodeHashList } from '../formats/efi-signature-list.ts';
+import {
+  efiGlobalVariable,
+  efiImageSecurityDatabase,
+  encodeHashList,
+  type SecureBootVariables,
+} from '../formats/efi-signature-list.ts';
 import { decodeEventLog, noAction } from '../formats/event-log.ts';
 import { encodeEventLog, minimalPe } from '../formats/fixtures.ts';
 import { buildUki, decodePe, peSectionContent } from '../formats/pe.ts';
@@ -51,11 +56,9 @@ export interface TestMachine {
 const ascii = (text: string): Uint8Array => Buffer.from(text, 'latin1');
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 
-/** What OVMF logs of a first boot with Secure Boot on, in little. */
-export function testMachine(options: { isSecureBootOn?: boolean; content?: string } = {}): TestMachine {
-  const isSecureBootOn = options.isSecureBootOn ?? true;
-  const content = options.content ?? 'an image';
-  const uki = buildUki({
+/** An image in little, and keys that are none. */
+function smallUki(content: string): Uint8Array {
+  return buildUki({
     stub: minimalPe({ text: ascii(content) }),
     sections: [
       { name: '.osrel', data: ascii(`ID=ashlar\nNAME=${content}`) },
@@ -63,18 +66,39 @@ export function testMachine(options: { isSecureBootOn?: boolean; content?: strin
       { name: '.linux', data: minimalPe({ text: ascii('kernel') }) },
     ],
   });
+}
+
+function smallVariables(): SecureBootVariables {
   const x509 = (fill: string): Uint8Array => {
     const list = Buffer.from(encodeHashList('12345678-1234-4234-8234-123456789abc', [Buffer.alloc(32, fill)]));
     list.set(Buffer.from('a159c0a5e494a74a87b5ab155c2bf072', 'hex'));
     return list;
   };
-  const variables = { pk: x509('p'), kek: x509('k'), db: x509('d'), dbx: new Uint8Array(0) };
+  return { pk: x509('p'), kek: x509('k'), db: x509('d'), dbx: new Uint8Array(0) };
+}
+
+export interface TestMachineOptions {
+  /** @default true */
+  readonly isSecureBootOn?: boolean;
+  /** Another content is another image. @default 'an image' */
+  readonly content?: string;
+  /** A whole image. @default one made of `content` */
+  readonly uki?: Uint8Array;
+  /** With one certificate in db. @default some that are no certificates */
+  readonly variables?: SecureBootVariables;
+}
+
+/** What OVMF logs of a first boot with Secure Boot on, in little. */
+export function testMachine(options: TestMachineOptions = {}): TestMachine {
+  const { isSecureBootOn = true, content = 'an image', variables = smallVariables() } = options;
+  const uki = options.uki ?? smallUki(content);
   const variable = (name: string, vendor: string, data: Uint8Array): LoggedEvent => ({
     pcr: 7,
     type: EVENT.variableDriverConfig,
     data: encodeVariableData(name, vendor, data),
   });
-  const db = variables.db.subarray(28);
+  // Without the head of its list: owner and certificate.
+  const authority = variables.db.subarray(28);
   const events: LoggedEvent[] = [
     { pcr: 0, type: EVENT.crtmVersion, data: Buffer.from('test firmware', 'utf16le') },
     variable('SecureBoot', efiGlobalVariable, Uint8Array.of(isSecureBootOn ? 1 : 0)),
@@ -86,27 +110,27 @@ export function testMachine(options: { isSecureBootOn?: boolean; content?: strin
     { pcr: 4, type: EVENT.efiAction, data: ascii('Calling EFI Application from Boot Option') },
     ...[0, 1, 2, 3, 4, 5, 6, 7].map((pcr) => ({ pcr, type: EVENT.separator, data: new Uint8Array(4) })),
     ...(isSecureBootOn
-      ? [{ pcr: 7, type: EVENT.variableAuthority, data: encodeVariableData('db', efiImageSecurityDatabase, db) }]
+      ? [{ pcr: 7, type: EVENT.variableAuthority, data: encodeVariableData('db', efiImageSecurityDatabase, authority) }]
       : []),
     { pcr: 4, type: EVENT.bootApplication, data: ascii('\\EFI\\BOOT'), digest: authenticodeDigest(uki) },
     ...stubEvents(uki),
     { pcr: 5, type: EVENT.efiAction, data: ascii('Exit Boot Services Invocation') },
     { pcr: 5, type: EVENT.efiAction, data: ascii('Exit Boot Services Returned with Success') },
   ];
+  return { image: imageOf(uki, content, variables), uki, events };
+}
+
+function imageOf(uki: Uint8Array, name: string, variables: SecureBootVariables): AllowedImage {
   const pcr11 = predictPcr11OfUki(uki);
   return {
-    image: {
-      name: content,
-      authenticode: hex(authenticodeDigest(uki)),
-      pcr7: { 'test-profile': hex(predictPcr7({ variables, isSecureBootOn: true }).value) },
-      pcr11: {
-        firmware: hex(pcr11.firmware.value),
-        'enter-initrd': hex(pcr11['enter-initrd'].value),
-        'leave-initrd': hex(pcr11['leave-initrd'].value),
-      },
+    name,
+    authenticode: hex(authenticodeDigest(uki)),
+    pcr7: { 'test-profile': hex(predictPcr7({ variables, isSecureBootOn: true }).value) },
+    pcr11: {
+      firmware: hex(pcr11.firmware.value),
+      'enter-initrd': hex(pcr11['enter-initrd'].value),
+      'leave-initrd': hex(pcr11['leave-initrd'].value),
     },
-    uki,
-    events,
   };
 }
 

@@ -16,10 +16,12 @@ import { decodeAttest } from '../../src/formats/tpm-attest.ts';
 import { type AttestTask, runAttestTask } from '../../src/init/attest-tpm.ts';
 import { type InitService, startInitServer } from '../../src/init/init-server.ts';
 import { decodeEvidence, encodeEvidence, qualifyingData } from '../../src/measure/evidence.ts';
+import type { Verdict } from '../../src/measure/judge.ts';
 import { testAuthority, testIdentity, testNode, testOperator } from '../../src/rpc/certificates-for-tests.ts';
 import { InitRefusal } from '../../src/rpc/init-protocol.ts';
 import { CURATOR_SERVER_NAME, certificateFingerprint, nodeIdOf } from '../../src/rpc/tls-names.ts';
-import { startSoftwareTpm } from '../../src/tpm/swtpm-fixture.ts';
+import { bootTpm, encodeLog, type TestMachine, testMachine } from '../../src/tpm/evidence-fixture.ts';
+import { type SoftwareTpm, startSoftwareTpm } from '../../src/tpm/swtpm-fixture.ts';
 import { runCommandLine } from '../host/command-line.ts';
 import { ashlarctl } from './commands.ts';
 import { connectCluster } from './connection.ts';
@@ -253,6 +255,8 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   let owner: string;
   let recovery: string;
   let machine: SealedMachine;
+  let firmware: { eventLog: Uint8Array };
+  let swtpm: SoftwareTpm;
   let stopCurator: () => Promise<void>;
   const running = new AsyncDisposableStack();
 
@@ -262,7 +266,8 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     recovery = JSON.parse(await runWell('cluster', 'prepare', owner, '--json')).recoveryFingerprint;
     const initSocket = join(home, 'init.sock');
     machine = await sealedMachine(home);
-    const swtpm = running.use(await startSoftwareTpm());
+    firmware = { eventLog: machine.eventLog };
+    swtpm = running.use(await startSoftwareTpm());
     running.use(
       await startInitServer({
         path: initSocket,
@@ -272,6 +277,7 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
           stopped,
           tpmService(swtpm.tcti, node.certificate.publicKey.export(SPKI)),
           machine,
+          firmware,
         ),
         log: quiet,
         gid: process.getgid?.() ?? 0,
@@ -444,6 +450,50 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
     assert.deepEqual(await readFile(file), Buffer.from(machine.eventLog));
   });
 
+  test('a node proves what it runs: accepted for its image, refused for another or when its log does not fit', async () => {
+    const [ours, others] = [testMachine(), testMachine({ content: 'another image' })];
+    const before = firmware.eventLog;
+    firmware.eventLog = encodeLog(ours.events);
+    await bootTpm(swtpm, firmware.eventLog);
+    const [image, other, out] = [join(home, 'image.json'), join(home, 'other.json'), join(home, 'evidence.json')];
+    await writeFile(image, measurementsOf(ours));
+    await writeFile(other, measurementsOf(others));
+    const attest = ['node', 'attest', nodeId];
+    assert.match(
+      await runWell(...attest, '--image', other, '--image', image, '--out', out),
+      /^ACCEPTED WITH RESERVATIONS: /m,
+    );
+    const judged = JSON.parse(await runWell(...attest, '--image', image, '--out', out, '--json'));
+    const { verdict, file } = judged as { verdict: Verdict; file: string };
+    assert.equal(file, out);
+    for (const name of ['nonce', 'tls-key', 'activation'])
+      assert.equal(verdict.checks.find((check) => check.name === name)?.outcome, 'passed', name);
+    // The same evidence as a file: whoever kept the nonce can judge it again, and another nonce refuses it.
+    const { nonce } = decodeEvidence(await readFile(out));
+    const verify = ['measure', 'verify', '--evidence', out, '--image', image, '--nonce'];
+    await runWell(...verify, Buffer.from(nonce).toString('hex'));
+    assert.equal((await run(...verify, 'ab'.repeat(32))).code, 1);
+
+    const strict = await run(...attest, '--image', image, '--strict');
+    assert.equal(strict.code, 1, strict.stdout);
+    const refused = await run(...attest, '--image', other);
+    assert.equal(refused.code, 1);
+    assert.match(refused.stdout, /^REFUSED: .*pcr-4, pcr-11$/m);
+    firmware.eventLog = encodeLog(others.events);
+    const edited = await run(...attest, '--image', image);
+    assert.equal(edited.code, 1);
+    assert.match(edited.stdout, /^FAILED/m);
+    firmware.eventLog = before;
+  });
+
+  test('evidence without an image is only written, and without either is nothing', async () => {
+    const out = join(home, 'unjudged.json');
+    assert.match(await runWell('node', 'attest', nodeId, '--out', out), /not judged/);
+    assert.equal(decodeEvidence(await readFile(out)).node.id, nodeId);
+    assert.equal((await run('node', 'attest', nodeId)).code, 2);
+    await runBadly(/there is no such file/, 'node', 'attest', nodeId, '--image', join(home, 'nowhere.json'));
+  });
+
   test('evidence is bound to the key that this connection has seen', async () => {
     using connection = await connectCluster(openContexts(), {});
     const target = await connection.node(nodeId);
@@ -553,12 +603,20 @@ const SEALING = {
   resealRequested: false,
 };
 
+/** What a judge reads of an image's measurements.json. */
+function measurementsOf({ image }: TestMachine): string {
+  const { pcr7, pcr11, authenticode } = image;
+  const step = { description: 'Authenticode digest of the UKI', digest: authenticode };
+  return JSON.stringify({ bank: 'sha256', pcr7, pcr11, steps: { pcr4: { 'secure-boot-on': [step] } } });
+}
+
 function initService(
   nodeId: string,
   recoveryKeyFingerprint: string,
   stopped: string[],
   tpm: Pick<InitService, 'attestationIdentity' | 'attest'>,
-  { sealedTo, eventLog }: SealedMachine,
+  { sealedTo }: SealedMachine,
+  firmware: { readonly eventLog: Uint8Array },
 ): InitService {
   return {
     ...tpm,
@@ -594,7 +652,7 @@ function initService(
         yield { name, severity: 'INFO' as const, atMs: index, wallMs: 1_700_000_000_000, text };
       }
     },
-    eventLog: async () => eventLog,
+    eventLog: async () => firmware.eventLog,
     stop: (action, reason) => stopped.push(`${action}: ${reason}`),
   };
 }

@@ -7,6 +7,7 @@ import { type Command, command, commandGroup, UsageError } from '../host/command
 import { COMMON_OPTIONS, OVERRIDE_OPTION, printJson } from './command-options.ts';
 import { connectCluster, type NodeConnection } from './connection.ts';
 import { openContexts } from './contexts.ts';
+import { nodeAttest } from './node-attest.ts';
 import { nodePredict, nodeReseal } from './node-predict.ts';
 import {
   logLineJson,
@@ -167,13 +168,14 @@ const ending = (name: 'reboot' | 'poweroff', summary: string, said: string): Com
 
 export const nodeCommands = commandGroup({
   name: 'node',
-  summary: 'look at nodes, predict and renew their sealing, reboot them, power them off',
+  summary: 'look at nodes, attest them, predict and renew their sealing, reboot them, power them off',
   commands: [
     list,
     describe,
     services,
     logs,
     eventLog,
+    nodeAttest,
     nodePredict,
     nodeReseal,
     ending('reboot', 'shut a node down in order and boot it again', 'shuts down and reboots; see: ashlarctl node list'),
