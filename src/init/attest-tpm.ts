@@ -10,7 +10,7 @@ import { type Evidence, qualifyingData, quotedPcrs } from '../measure/evidence.t
 import type { Attestation, AttestationIdentity } from '../rpc/init-protocol.ts';
 import type { KeyKind } from '../tpm/key-templates.ts';
 import { Tpm, type TpmKey } from '../tpm/tpm.ts';
-import { TpmError, tpmResponseCode } from '../tpm/tss.ts';
+import { TpmError, tpmResponseCode } from '../tpm/tpm-error.ts';
 
 /** What is asked of the Worker. Bytes are in base64, as they came from the agent. */
 export type AttestTask =

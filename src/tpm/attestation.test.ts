@@ -9,7 +9,7 @@ import { encodeSized } from '../formats/tpm-structures.ts';
 import { makeCredential } from '../measure/make-credential.ts';
 import { type SoftwareTpm, startSoftwareTpm } from './swtpm-fixture.ts';
 import { Tpm } from './tpm.ts';
-import { isTpmError, TPM_RC } from './tss.ts';
+import { isTpmError, TPM_RC } from './tpm-error.ts';
 
 let machine: SoftwareTpm;
 before(async () => {

@@ -17,7 +17,7 @@ import {
 } from '../measure/pcr-signature.ts';
 import { encodeRsaPolicyKey, sealedPcrs, sealingPolicy } from '../measure/policy.ts';
 import type { SealedObject, StorageRootKey, Tpm, TpmHandle } from './tpm.ts';
-import { isTpmError, TPM_RC } from './tss.ts';
+import { isTpmError, TPM_RC } from './tpm-error.ts';
 
 /** PCRs that must be zero when sealing and unsealing. */
 export const ZERO_PCRS = [12, 13, 15] as const;

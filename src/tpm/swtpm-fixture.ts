@@ -28,13 +28,17 @@ process.env['TSS2_LOG'] = 'all+NONE';
 /**
  * @param options.manufactured with endorsement keys' certificates in NV, of an authority whose certificate is
  *   `authority/issuer-certificate.pem` in the TPM's directory (takes a second longer) @default false
+ * @param options.family of the specification @default '2.0'
  */
-export async function startSoftwareTpm(options: { manufactured?: boolean } = {}): Promise<SoftwareTpm> {
+export async function startSoftwareTpm(
+  options: { manufactured?: boolean; family?: '1.2' | '2.0' } = {},
+): Promise<SoftwareTpm> {
   const directory = mkdtempSync(join(tmpdir(), 'ashlar-swtpm-'));
   if (options.manufactured === true) manufacture(directory);
   const socket = join(directory, 'socket');
   const tcti = `swtpm:path=${socket}`;
-  let stop = await startProcess(directory, socket);
+  const family = options.family === '1.2' ? [] : ['--tpm2'];
+  let stop = await startProcess(directory, socket, family);
   return {
     tcti,
     directory,
@@ -47,7 +51,7 @@ export async function startSoftwareTpm(options: { manufactured?: boolean } = {})
       }),
     async restart() {
       await stop();
-      stop = await startProcess(directory, socket);
+      stop = await startProcess(directory, socket, family);
     },
     async [Symbol.asyncDispose]() {
       await stop();
@@ -85,11 +89,15 @@ function manufacture(directory: string): void {
   );
 }
 
-async function startProcess(directory: string, socket: string): Promise<() => Promise<void>> {
+async function startProcess(
+  directory: string,
+  socket: string,
+  family: readonly string[],
+): Promise<() => Promise<void>> {
   const child = spawn(
     'swtpm',
     [
-      ['socket', '--tpm2', '--tpmstate', `dir=${directory}`, '--flags', 'not-need-init,startup-clear'],
+      ['socket', ...family, '--tpmstate', `dir=${directory}`, '--flags', 'not-need-init,startup-clear'],
       ['--server', `type=unixio,path=${socket}`, '--ctrl', `type=unixio,path=${socket}.ctrl`],
     ].flat(),
     { stdio: 'ignore' },

@@ -1,7 +1,8 @@
 /** One connection to a TPM: starting it, the authorization values this connection knows, and what its objects are. */
 import { type Capability, decodeCapability, encodeSized, TpmReader } from '../formats/tpm-structures.ts';
+import { isTpmError, TPM_RC } from './tpm-error.ts';
 import { HIERARCHY_HANDLES, type Hierarchy, stayPersistent, TpmHandle } from './tpm-handle.ts';
-import { ESYS, isTpmError, Output, TPM_RC, TssContext } from './tss.ts';
+import { ESYS, Output, TssContext } from './tss.ts';
 
 const TPM_SU_CLEAR = 0;
 
@@ -72,8 +73,9 @@ export class TpmConnection implements Disposable {
     return new TpmHandle(handle, stayPersistent);
   }
 
+  /** On a broken connection nothing can be flushed: closing it makes the resource manager do so. */
   protected flush(handle: number): void {
-    this.tss.run('Esys_FlushContext', handle);
+    if (!this.tss.isBroken) this.tss.run('Esys_FlushContext', handle);
   }
 
   /**

@@ -6,7 +6,7 @@ import { after, before, test } from 'node:test';
 import { NV } from '../formats/tpm-nv-public.ts';
 import { type SoftwareTpm, startSoftwareTpm } from './swtpm-fixture.ts';
 import { Tpm } from './tpm.ts';
-import { isTpmError, TPM_RC } from './tss.ts';
+import { isTpmError, TPM_RC } from './tpm-error.ts';
 
 const OWNED = NV.ownerRead | NV.ownerWrite | NV.noDictionaryAttackProtection;
 const EMPTY = new Uint8Array();

@@ -84,7 +84,7 @@ export class TpmNv extends TpmKeys {
         data.buffer,
       );
       const wire = this.tss.take('TPM2B_MAX_NV_BUFFER', data);
-      const part = exactly(length, decodeSized(wire, 'TPM2B_MAX_NV_BUFFER'), `NV index ${nv.label}`);
+      const part = exactly(length, decodeSized(wire, 'TPM2B_MAX_NV_BUFFER'), `read NV index ${nv.label}`);
       wire.fill(0);
       return part;
     });

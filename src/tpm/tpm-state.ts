@@ -11,6 +11,7 @@ import {
   TPM_ALG,
 } from '../formats/tpm-structures.ts';
 import { NO_SESSIONS, TpmConnection } from './tpm-connection.ts';
+import { ownFailure } from './tpm-error.ts';
 import { HIERARCHY_HANDLES, type Hierarchy, type TpmHandle } from './tpm-handle.ts';
 import { ESYS, Output } from './tss.ts';
 
@@ -109,14 +110,16 @@ export class TpmState extends TpmConnection {
   /** Handles in use from `first` up, within its kind: 0x81000000 persistent objects, 0x01000000 NV indices. One command. */
   handles(first: number): number[] {
     const capability = this.capability(CAPABILITY.handles, first, 254);
-    if (capability.kind !== 'handles') throw new Error('cannot list handles: the TPM answered with something else');
+    if (capability.kind !== 'handles')
+      throw ownFailure('list handles', 'unexpected-response', 'the TPM answered with something else');
     return [...capability.handles];
   }
 
   /** The banks that are allocated, each with its PCRs. */
   pcrBanks(): PcrSelection[] {
     const capability = this.capability(CAPABILITY.pcrs, 0, 1);
-    if (capability.kind !== 'pcrs') throw new Error('cannot read PCR banks: the TPM answered with something else');
+    if (capability.kind !== 'pcrs')
+      throw ownFailure('read PCR banks', 'unexpected-response', 'the TPM answered with something else');
     return capability.selections.filter(({ pcrs }) => pcrs.length > 0);
   }
 
@@ -136,7 +139,7 @@ export class TpmState extends TpmConnection {
         );
       }
       for (const [position, index] of found.entries()) {
-        values.set(index, exactly(32, bytes[position] ?? new Uint8Array(), `PCR ${index}`));
+        values.set(index, exactly(32, bytes[position] ?? new Uint8Array(), `read PCR ${index}`));
       }
       left = left.filter((index) => !values.has(index));
     }
@@ -153,7 +156,7 @@ export class TpmState extends TpmConnection {
   random(byteCount: number, session?: TpmHandle): Buffer {
     const bytes = new Output();
     this.tss.run('Esys_GetRandom', session?.handle ?? ESYS.none, ESYS.none, ESYS.none, byteCount, bytes.buffer);
-    return exactly(byteCount, decodeSized(this.tss.take('TPM2B_DIGEST', bytes), 'random bytes'), 'random bytes');
+    return exactly(byteCount, decodeSized(this.tss.take('TPM2B_DIGEST', bytes), 'TPM2B_DIGEST'), 'get random bytes');
   }
 
   /**
@@ -196,7 +199,8 @@ export class TpmState extends TpmConnection {
 
 function required(properties: ReadonlyMap<number, number>, property: number): number {
   const value = properties.get(property);
-  if (value === undefined) throw new Error(`cannot read TPM property 0x${property.toString(16)}: the TPM has none`);
+  if (value === undefined)
+    throw ownFailure(`read TPM property 0x${property.toString(16)}`, 'unexpected-response', 'the TPM has none');
   return value;
 }
 
@@ -210,9 +214,9 @@ function letters(value: number): string {
 }
 
 /** A copy of an answer that must have this size. */
-export function exactly(byteCount: number, bytes: Uint8Array, what: string): Buffer {
+export function exactly(byteCount: number, bytes: Uint8Array, command: string): Buffer {
   if (bytes.length !== byteCount) {
-    throw new RangeError(`cannot use ${what} of the TPM: ${bytes.length} bytes, expected ${byteCount}`);
+    throw ownFailure(command, 'unexpected-response', `the TPM gave ${bytes.length} bytes, expected ${byteCount}`);
   }
   return Buffer.from(bytes);
 }

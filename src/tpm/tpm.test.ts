@@ -9,7 +9,8 @@ import { pcrSignatureInput } from '../measure/pcr-signature.ts';
 import { encodeRsaPolicyKey } from '../measure/policy.ts';
 import { type SoftwareTpm, startSoftwareTpm } from './swtpm-fixture.ts';
 import { STORAGE_ROOT_KEY_HANDLE, Tpm } from './tpm.ts';
-import { isTpmError, retryWhileBusy, TPM_RC, TpmError } from './tss.ts';
+import { isTpmError, TPM_RC, TpmError } from './tpm-error.ts';
+import { retryWhileBusy } from './tss.ts';
 
 let machine: SoftwareTpm;
 before(async () => {
@@ -144,7 +145,10 @@ test('a refusal is an error with the layer and the text of tpm2-tss', () => {
     () => tpm.unseal(object, policy),
     (error) => {
       assert.ok(error instanceof TpmError);
-      assert.match(error.message, /^cannot Unseal: tpm:session\(1\):a policy check failed \(0x99d\)$/);
+      assert.match(
+        error.message,
+        /^cannot Unseal: TPM_RC_POLICY_FAIL, session 1, from the TPM: a policy check failed \(0x99d\)$/,
+      );
       return isTpmError(error, TPM_RC.policyFail);
     },
   );

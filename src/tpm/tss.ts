@@ -12,6 +12,8 @@
  * tpm2-tss writes its log to stderr unless the environment has `TSS2_LOG=all+NONE` before the first call.
  */
 import koffi from 'koffi';
+import { unusableDevice } from './tpm-device.ts';
+import { decodeResponse, ownFailure, TPM_RC, TpmError, tpmResponseCode } from './tpm-error.ts';
 
 /** Larger than any structure used here (the largest, TPMS_CAPABILITY_DATA, is about 4 KiB). */
 const STRUCTURE_BYTES = 16 * 1024;
@@ -109,59 +111,6 @@ const COMMANDS = {
 
 export type Command = keyof typeof COMMANDS;
 
-/** A command that the TPM or its software stack refused. */
-export class TpmError extends Error {
-  override readonly name = 'TpmError';
-  readonly command: string;
-  /** TSS2_RC: the layer in bits 16–23, the code below. */
-  readonly code: number;
-
-  constructor(command: string, code: number, decoded: string) {
-    super(`cannot ${command}: ${decoded} (0x${code.toString(16)})`);
-    this.command = command;
-    this.code = code;
-  }
-}
-
-/** Response codes a caller branches on, without parameter, handle or session number (Part 2, 6.6.3). */
-export const TPM_RC = {
-  initialize: 0x100,
-  failure: 0x101,
-  disabled: 0x120,
-  value: 0x084,
-  handle: 0x08b,
-  badAuth: 0x0a2,
-  authFail: 0x08e,
-  policyFail: 0x09d,
-  signature: 0x09b,
-  integrity: 0x09f,
-  policy: 0x126,
-  nvRange: 0x146,
-  nvAuthorization: 0x149,
-  nvUninitialized: 0x14a,
-  nvSpace: 0x14b,
-  nvDefined: 0x14c,
-  retry: 0x922,
-  yielded: 0x908,
-  testing: 0x90a,
-  lockout: 0x921,
-} as const;
-
-/** The TPM's own code without the number of the parameter, handle or session; undefined for an error of the stack. */
-export function tpmResponseCode(code: number): number | undefined {
-  const layer = (code >>> 16) & 0xff;
-  // Layer 0 is the TPM; 11 and 12 are resource managers in the stack or the kernel, passing on a TPM format code.
-  if (layer !== 0 && layer !== 11 && layer !== 12) return undefined;
-  const low = code & 0xfff;
-  return low & 0x080 ? low & 0x0bf : low;
-}
-
-export function isTpmError(error: unknown, ...codes: number[]): error is TpmError {
-  if (!(error instanceof TpmError)) return false;
-  const code = tpmResponseCode(error.code);
-  return code !== undefined && codes.includes(code);
-}
-
 /** How often and after which pauses a busy TPM is asked again; the sum is about 6 s. */
 const RETRY_PAUSES_MS = [5, 10, 20, 50, 100, 200, 500, 1000, 2000, 2000] as const;
 
@@ -200,7 +149,11 @@ class TssLibraries {
     const decode: NativeFunction = koffi
       .load('libtss2-rc.so.0', { deep: true })
       .func('const char *Tss2_RC_Decode(uint32_t code)');
-    this.decode = (code) => String(decode(code));
+    // `tpm:session(1):a policy check failed`: who and about what is in TpmError already.
+    this.decode = (code) =>
+      String(decode(code))
+        .replace(/^\w+:(\w+(\([\w.]+\))?:)?/, '')
+        .trim();
     this.free = this.#esys.func('void Esys_Free(void *pointer)');
   }
 
@@ -256,6 +209,7 @@ export class TssContext implements Disposable {
   readonly #libraries = new TssLibraries();
   readonly #tcti = new Output();
   readonly #esys = new Output();
+  #isBroken = false;
 
   /**
    * @param tcti `device:/dev/tpmrm0` (the kernel's resource manager), or `swtpm:path=SOCKET` in tests. The TCTI's library
@@ -263,18 +217,35 @@ export class TssContext implements Disposable {
    */
   constructor(tcti: string) {
     const open = this.#libraries.tctiLoader('uint32_t Tss2_TctiLdr_Initialize(const char *name, void *context)');
-    this.#check(`open TPM ${tcti}`, Number(open(tcti, this.#tcti.buffer)));
+    const opened = Number(open(tcti, this.#tcti.buffer));
+    if (opened !== 0)
+      throw unusableDevice(tcti) ?? new TpmError(`open TPM ${tcti}`, opened, this.#libraries.decode(opened));
     const initialize = this.#libraries.esys('Esys_Initialize(void *context, void *tcti, void *abi)');
     const code = Number(initialize(this.#esys.buffer, this.#tcti.pointer, null));
     if (code !== 0) this.#closeTcti();
     this.#check(`open TPM ${tcti}`, code);
   }
 
+  /** After an answer that made no sense the stack takes no further command on this connection. */
+  get isBroken(): boolean {
+    return this.#isBroken;
+  }
+
   /** Runs one command; a busy TPM is asked again. Throws `TpmError`. */
   run(command: Command, ...args: NativeArgument[]): void {
+    if (this.#isBroken) {
+      throw ownFailure(command.slice('Esys_'.length), 'unexpected-response', 'an earlier answer made no sense');
+    }
     const call = this.#libraries.command(command);
     const code = retryWhileBusy(() => Number(call(this.#esys.pointer, ...args)), pauseThread);
-    this.#check(command.slice('Esys_'.length), code);
+    const decoded = decodeResponse(code);
+    // What the stack cannot take apart while a command runs is the TPM's answer: the command was taken apart before.
+    const isAnswer = decoded.layer === 'marshalling';
+    this.#check(
+      command.slice('Esys_'.length),
+      code,
+      isAnswer ? { ...decoded, failure: 'unexpected-response' } : decoded,
+    );
   }
 
   /** Makes the C structure for a command from its wire format. Wipe it with `fill(0)` when it held a secret. */
@@ -335,8 +306,13 @@ export class TssContext implements Disposable {
     this.#libraries.tctiLoader('void Tss2_TctiLdr_Finalize(void *context)')(this.#tcti.buffer);
   }
 
-  #check(action: string, code: number): void {
-    if (code !== 0) throw new TpmError(action, code, this.#libraries.decode(code));
+  #check(action: string, code: number, decoded = decodeResponse(code)): void {
+    if (code === 0) return;
+    const error = new TpmError(action, code, this.#libraries.decode(code), decoded);
+    if (error.failure === 'unexpected-response' || error.layer === 'TCTI') {
+      this.#isBroken = true;
+    }
+    throw error;
   }
 }
 
