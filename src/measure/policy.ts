@@ -41,7 +41,13 @@ export function epochOfPolicyRef(policyRef: string): number | undefined {
 export const sealedPcrs = [7, 12, 13, 15] as const;
 
 const algorithm = { rsa: 0x0001, sha256: 0x000b, null: 0x0010 } as const;
-const command = { policyAuthorize: 0x0000_016a, policyPcr: 0x0000_017f } as const;
+const command = {
+  policyNv: 0x0000_0149,
+  policySecret: 0x0000_0151,
+  policyAuthorize: 0x0000_016a,
+  policyOr: 0x0000_0171,
+  policyPcr: 0x0000_017f,
+} as const;
 const maxPcr = 23;
 
 function uint16(value: number): Uint8Array {
@@ -82,6 +88,38 @@ export function policyPcr(values: ReadonlyMap<number, Uint8Array>, start: Uint8A
 /** The policy digest after TPM2_PolicyAuthorize: whatever came before is replaced (Part 3 §23.16). */
 export function policyAuthorize(keyName: Uint8Array, policyRef: Uint8Array): Uint8Array {
   return sha256(sha256(zeroPcr(), uint32(command.policyAuthorize), keyName), policyRef);
+}
+
+/**
+ * The policy digest after TPM2_PolicySecret (Part 3 §23.4).
+ *
+ * @param entityName of a hierarchy its handle: 40000001 the owner's, 4000000b the endorsement hierarchy's
+ */
+export function policySecret(
+  entityName: Uint8Array,
+  { policyRef = new Uint8Array(0), start = zeroPcr() }: { policyRef?: Uint8Array; start?: Uint8Array } = {},
+): Uint8Array {
+  return sha256(sha256(start, uint32(command.policySecret), entityName), policyRef);
+}
+
+/** The policy digest after TPM2_PolicyOR: whatever came before is replaced (Part 3 §23.6). */
+export function policyOr(branches: readonly Uint8Array[]): Uint8Array {
+  return sha256(zeroPcr(), uint32(command.policyOr), ...branches);
+}
+
+/**
+ * The policy digest after TPM2_PolicyNV (Part 3 §23.9).
+ *
+ * @param nvIndexName as of when the policy is to be met: TPMA_NV_WRITTEN is part of it
+ * @param condition.comparison TPM_EO (Part 2 §6.8)
+ */
+export function policyNv(
+  nvIndexName: Uint8Array,
+  condition: { operand: Uint8Array; comparison: number; offset?: number },
+  start: Uint8Array = zeroPcr(),
+): Uint8Array {
+  const args = sha256(condition.operand, uint16(condition.offset ?? 0), uint16(condition.comparison));
+  return sha256(start, uint32(command.policyNv), args, nvIndexName);
 }
 
 /** `pol` of a PCR signature: PolicyPCR(11) from an empty session. */
