@@ -42,6 +42,7 @@ const NEEDS_BY_ENTRY = [
   { entry: 'tools/mkimage/', needs: ['image'] },
   { entry: 'tools/test.ts', argument: 'unit', needs: ['unit'] },
   { entry: 'qemu-tests/demo.ts', needs: ['image', 'machine'] },
+  { entry: 'bench/', argument: 'peer', needs: ['image', 'machine', 'peer'] },
   { entry: 'bench/', needs: ['image', 'machine'] },
   { entry: '', needs: ['unit', 'image', 'machine', 'vm-test'] },
 ];
