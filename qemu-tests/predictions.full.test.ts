@@ -5,11 +5,16 @@
  */
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
+import type { Gpt } from '../src/formats/gpt.ts';
 import { predictPcr4 } from '../src/measure/pcr4.ts';
+import { predictPcr5 } from '../src/measure/pcr5.ts';
 import { predictPcr7 } from '../src/measure/pcr7.ts';
+import { predictPcr9 } from '../src/measure/pcr9.ts';
 import { predictPcr11OfUki } from '../src/measure/pcr11.ts';
+import { predictPcr12 } from '../src/measure/pcr12.ts';
 import { bootEntriesNamed, bootOrder, encodeBootEntry, putFirst, setBootOrder } from './lab/boot-entries.ts';
-import { moveSystemToSlotB, partitionOf } from './lab/disk-edits.ts';
+import { moveSystemToSlotB, partitionOf, readTable } from './lab/disk-edits.ts';
+import { readRawTable } from './lab/disk-partitions.ts';
 import { type Lab, vmTest } from './lab/lab.ts';
 import { nodeConsole } from './lab/node-console.ts';
 import { provisionedNode } from './lab/provisioned-node.ts';
@@ -17,26 +22,36 @@ import type { Machine } from './machine/machine.ts';
 import { openPrivateNetwork } from './machine/private-network.ts';
 import { type FirmwareState, secureBootVariablesIn } from './machine/secure-firmware.ts';
 
-const ZERO = '0'.repeat(64);
 const OWN_ENTRY = 0x0a5;
 const NETBOOT_MEMORY_MIB = 2048;
 
-/** PCR 4, 7, 11 (capped) and 12 of a machine that is still off, from its UKI and the variables in its flash. */
-async function predict(lab: Lab, machine: Machine, isSecureBootOn: boolean): Promise<Record<string, string>> {
+interface BootWay {
+  readonly isSecureBootOn?: boolean;
+  /** @default the machine's disk, with its table as it is now */
+  readonly bootedFrom?: Gpt | 'network';
+}
+
+/** What firmware and node will measure, of a machine that is still off: from its UKI, its flash and its disk. */
+async function predict(lab: Lab, machine: Machine, way: BootWay): Promise<Record<string, string>> {
+  const { isSecureBootOn = true, bootedFrom = await readTable(machine) } = way;
   const uki = await readFile(lab.image.ukiPath);
   const variables = secureBootVariablesIn(await readFile(machine.variablesPath));
-  const hex = ({ value }: { value: Uint8Array }) => Buffer.from(value).toString('hex');
-  return {
-    '4': hex(predictPcr4(uki, { isSecureBootOn })),
-    '7': hex(predictPcr7({ variables, isSecureBootOn })),
-    '11': hex(predictPcr11OfUki(uki)['leave-initrd']),
-    '12': ZERO,
+  const predictions = {
+    '4': predictPcr4(uki, { isSecureBootOn }),
+    '5': predictPcr5({ bootedFrom }),
+    '7': predictPcr7({ variables, isSecureBootOn }),
+    '9': predictPcr9(uki),
+    '11': predictPcr11OfUki(uki)['leave-initrd'],
+    '12': predictPcr12(),
   };
+  return Object.fromEntries(
+    Object.entries(predictions).map(([index, { value }]) => [index, Buffer.from(value).toString('hex')]),
+  );
 }
 
 /** Switches on, waits until the unlock is over, and compares. @returns the line that ended the unlock */
-async function bootAsPredicted(lab: Lab, machine: Machine, isSecureBootOn = true): Promise<string> {
-  const predicted = await predict(lab, machine, isSecureBootOn);
+async function bootAsPredicted(lab: Lab, machine: Machine, way: BootWay = {}): Promise<string> {
+  const predicted = await predict(lab, machine, way);
   await machine.powerOn();
   const end = await machine.waitForLine(nodeConsole.unlockOver, { deadlineMs: lab.bootDeadlineMs, failOn: 'nothing' });
   const actual = await machine.pcrs();
@@ -55,6 +70,14 @@ async function behindFirmware(lab: Lab, state: FirmwareState): Promise<Machine> 
   await machine.changeVariables(() => variables);
   return machine;
 }
+
+vmTest('a first boot is as predicted', async (lab) => {
+  const { node } = await provisionedNode(lab);
+  const untouched = await lab.machine();
+  // The image's table, not yet fitted to the larger disk.
+  const predicted = await predict(lab, untouched, { bootedFrom: await readRawTable(lab.image.diskImagePath) });
+  assert.deepEqual(Object.fromEntries(Object.keys(predicted).map((index) => [index, node.pcrs[index]])), predicted);
+});
 
 vmTest('the TPM of a first boot was told exactly what the node reports over its API', async (lab) => {
   const { node, recordedPcrs } = await provisionedNode(lab);
@@ -88,7 +111,6 @@ vmTest('the same UKI by UEFI HTTP boot is as predicted and opens the data', asyn
     snapshot,
     network: network.machineNetwork,
     memoryMib: NETBOOT_MEMORY_MIB,
-    smbiosStrings: [],
   });
   // The firmware makes an entry for what it finds; it has not seen this network yet.
   await machine.powerOn();
@@ -99,18 +121,21 @@ vmTest('the same UKI by UEFI HTTP boot is as predicted and opens the data', asyn
     assert.ok(http !== undefined && others.length === 0, 'the firmware must offer one HTTP boot over IPv4');
     return setBootOrder(image, [http, ...bootOrder(image).filter((number) => number !== http)]);
   });
-  assert.match(await bootAsPredicted(lab, machine), nodeConsole.dataOpen);
+  assert.match(await bootAsPredicted(lab, machine, { bootedFrom: 'network' }), nodeConsole.dataOpen);
   assert.match(await readFile(network.logPath, 'utf8'), /^GET \/ashlar-.*\.efi$/m);
 });
 
 vmTest('with Secure Boot off, the keys in place, all is as predicted, and the data stays closed', async (lab) => {
   const machine = await behindFirmware(lab, { secureBoot: 'off' });
-  assert.match(await bootAsPredicted(lab, machine, false), /FAILED data: .*PCR 7 is .*Secure Boot was switched off/);
+  assert.match(
+    await bootAsPredicted(lab, machine, { isSecureBootOn: false }),
+    /FAILED data: .*PCR 7 is .*Secure Boot was switched off/,
+  );
 });
 
 vmTest('in Setup Mode, without keys, all is as predicted, and the data stays closed', async (lab) => {
   const machine = await behindFirmware(lab, { secureBoot: 'setup-mode' });
-  assert.match(await bootAsPredicted(lab, machine, false), /FAILED data: .*PCR 7 is /);
+  assert.match(await bootAsPredicted(lab, machine, { isSecureBootOn: false }), /FAILED data: .*PCR 7 is /);
 });
 
 vmTest('on the older OVMF 2022.11 all is as predicted, and the data opens', async (lab) => {

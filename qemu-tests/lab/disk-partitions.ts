@@ -1,6 +1,6 @@
 /** Where partitions lie on a disk, for tests that put a fault at a place and oracles that look at one part. */
 import { open } from 'node:fs/promises';
-import { decodeGpt, type GptPartition, gptHeadSize, gptTailSize } from '../../src/formats/gpt.ts';
+import { decodeGpt, type Gpt, type GptPartition, gptHeadSize, gptTailSize } from '../../src/formats/gpt.ts';
 
 const SECTOR = 512;
 
@@ -11,13 +11,18 @@ export interface PartitionExtent extends GptPartition {
 
 /** Partitions of a raw disk image, by name. */
 export async function readPartitions(path: string): Promise<Map<string, PartitionExtent>> {
+  return byName((await readRawTable(path)).partitions);
+}
+
+/** The partition table of a raw disk image. */
+export async function readRawTable(path: string): Promise<Gpt> {
   await using file = await open(path, 'r');
   const { size } = await file.stat();
   const head = Buffer.alloc(gptHeadSize(SECTOR));
   const tail = Buffer.alloc(gptTailSize(SECTOR));
   await file.read(head, 0, head.length, 0);
   await file.read(tail, 0, tail.length, size - tail.length);
-  return byName(decodeGpt({ head, tail, sectorSize: SECTOR, diskSectors: Math.floor(size / SECTOR) }).partitions);
+  return decodeGpt({ head, tail, sectorSize: SECTOR, diskSectors: Math.floor(size / SECTOR) });
 }
 
 /** Partitions of a machine's disk; `read` reads bytes from it. */

@@ -106,12 +106,10 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
     Promise.all(Object.entries(BUNDLES).map(([name, entry]) => bundle(name, entry))),
   );
   const readElf = createElfReader();
-  const koffi = await builtFile(KOFFI);
-  const variant =
-    options.testVariantDir === undefined ? noVariant : await readTestVariant(options.testVariantDir, koffi);
+  const variant = options.testVariantDir === undefined ? noVariant : await readTestVariant(options.testVariantDir);
   const built: BuiltFiles = {
     executable: await builtFile(executable.path, executable.sha256),
-    'koffi.node': koffi,
+    'koffi.node': await builtFile(KOFFI),
     'release.json': builtText(`${JSON.stringify({ name: 'ashlar', version, buildTime })}\n`),
     'licences.txt': builtText(licences(bundles)),
     ...Object.fromEntries(bundles.map(({ name, code }) => [name, builtText(code)])),

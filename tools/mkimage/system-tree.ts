@@ -37,7 +37,7 @@ export async function buildSystemTree(options: {
     const ofService = serviceFiles[service.name] ?? {};
     for (const [name, made] of Object.entries(ofService)) {
       const path = `/services/${service.name}/rootfs/usr/lib/ashlar/${name}`;
-      tree.add({ type: 'file', path, mode: name.endsWith('.node') ? 0o755 : 0o644, ...made });
+      tree.add({ type: 'file', path, mode: 0o644, ...made });
     }
     await addService(tree, service, { ...built, ...ofService });
   }

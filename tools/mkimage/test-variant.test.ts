@@ -6,7 +6,6 @@ import { after, before, describe, it } from 'node:test';
 import { createProgress } from '../host/progress.ts';
 import { buildImage } from './build.ts';
 import { generateKeys, loadKeys } from './keys.ts';
-import { builtText } from './system-tree.ts';
 import { readTestVariant } from './test-variant.ts';
 
 const VARIANT = join(import.meta.dirname, '../../qemu-tests/attacker');
@@ -52,16 +51,15 @@ describe('keys marked as test-only', () => {
 
 describe('a test variant', () => {
   it('gives its service the bundle of its own under a role of the executable', async () => {
-    const native = builtText('koffi');
-    const { services, files } = await readTestVariant(VARIANT, native);
+    const { services, files } = await readTestVariant(VARIANT);
     assert.deepEqual(
       services.map(({ service }) => service.name),
       ['attacker'],
     );
-    assert.deepEqual(Object.keys(files['attacker'] ?? {}), ['agent.js', 'koffi.node']);
+    assert.deepEqual(Object.keys(files['attacker'] ?? {}), ['agent.js']);
   });
 
   it('must have a service', async () => {
-    await assert.rejects(readTestVariant(directory, builtText('')), /it has no service/);
+    await assert.rejects(readTestVariant(directory), /it has no service/);
   });
 });

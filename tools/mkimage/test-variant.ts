@@ -50,8 +50,8 @@ export function refuseUnfitKeys(
   }
 }
 
-/** @param native the image's koffi.node, which an attacker on the TPM or a disk needs, too */
-export async function readTestVariant(directory: string, native: BuiltFiles[string]): Promise<TestVariant> {
+/** Reads and bundles a variant. @throws Error naming what is wrong with it */
+export async function readTestVariant(directory: string): Promise<TestVariant> {
   const names = (await readdir(directory)).filter((name) => name.endsWith('.json')).sort();
   if (names.length === 0) throw new Error(`cannot build the test variant ${directory}: it has no service (NAME.json)`);
   const services = [];
@@ -62,7 +62,7 @@ export async function readTestVariant(directory: string, native: BuiltFiles[stri
     const role = basename(service.process.args[0] ?? '');
     const { code } = await bundle(`${role}.js`, resolve(directory, name.replace(/json$/, 'ts')));
     services.push({ name, text, service });
-    files[service.name] = { [`${role}.js`]: builtText(code), 'koffi.node': native };
+    files[service.name] = { [`${role}.js`]: builtText(code) };
   }
   return { services, files };
 }

@@ -1,0 +1,52 @@
+/**
+ * Going back: an image of an older epoch, by itself and with everything that the disk held when that image was the
+ * newest. The anchor in the TPM remembers what the disk forgets (docs/attacks.md).
+ */
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { createProgress } from '../tools/host/progress.ts';
+import { buildImage } from '../tools/mkimage/build.ts';
+import { putOnEsp } from './lab/disk-edits.ts';
+import { type Lab, vmTest } from './lab/lab.ts';
+import { readLuksHeader, writeLuksHeader } from './lab/luks-edits.ts';
+import { nodeConsole } from './lab/node-console.ts';
+import { provisionedNode } from './lab/provisioned-node.ts';
+import type { Machine } from './machine/machine.ts';
+
+const UKI = '/EFI/BOOT/BOOTX64.EFI';
+
+async function imageEpoch(): Promise<number> {
+  const text = await readFile(join(import.meta.dirname, '../image/epoch.json'), 'utf8');
+  return (JSON.parse(text) as { epoch: number }).epoch;
+}
+
+/** Boots with this UKI, until the unlock is over. @returns the line that ended it */
+async function bootWith(lab: Lab, machine: Machine, ukiPath: string): Promise<string> {
+  await putOnEsp(machine, { [UKI]: ukiPath });
+  await machine.powerOn();
+  const end = await machine.waitForLine(nodeConsole.unlockOver, { deadlineMs: lab.bootDeadlineMs, failOn: 'nothing' });
+  for (const { text } of machine.linesSinceMark()) if (/init\.data:/.test(text)) lab.context.diagnostic(text);
+  lab.context.diagnostic(end.text);
+  await machine.powerCut();
+  return end.text;
+}
+
+vmTest('after an image of the next epoch, the older image opens nothing, nor with the disk as it was', async (lab) => {
+  const { snapshot } = await provisionedNode(lab);
+  const machine = await lab.machine({ snapshot });
+  const oldHeader = await readLuksHeader(machine);
+  const options = { outDir: join(lab.directory, 'newer'), allowDrift: true, progress: createProgress() };
+  const newer = await buildImage({ ...options, epoch: (await imageEpoch()) + 1 });
+
+  assert.match(await bootWith(lab, machine, newer.uki), nodeConsole.dataOpen);
+  const newHeader = await readLuksHeader(machine);
+  assert.ok(!newHeader.equals(oldHeader), 'the key must have been sealed anew');
+
+  assert.match(await bootWith(lab, machine, lab.image.ukiPath), /FAILED data: .*epoch/);
+  await writeLuksHeader(machine, oldHeader);
+  assert.match(await bootWith(lab, machine, lab.image.ukiPath), /FAILED data: /);
+  // What was there is not lost: with its own header the newer image opens it.
+  await writeLuksHeader(machine, newHeader);
+  assert.match(await bootWith(lab, machine, newer.uki), nodeConsole.dataOpen);
+});
