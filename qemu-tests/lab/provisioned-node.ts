@@ -23,6 +23,8 @@ export interface ProvisionedNode {
   readonly boot: readonly ConsoleLine[];
   readonly shutdown: readonly ConsoleLine[];
   readonly node: DescribedNode;
+  /** Evidence that its owner took of it (docs/evidence.md). */
+  readonly evidencePath: string;
   /** SHA-256 bank, when the node was UP, as its TPM was told (tpm-recording.ts). */
   readonly recordedPcrs: Readonly<Record<string, string>>;
   /** That recording, of the whole first boot. */
@@ -57,6 +59,8 @@ async function provision(lab: Lab, directory: string): Promise<void> {
   const node = await operator.waitForNode(nodeId);
   const eventLogPath = join(directory, 'event-log.bin');
   await operator.eventLog(nodeId, eventLogPath);
+  const evidencePath = join(directory, 'evidence.json');
+  await operator.run('node', 'attest', nodeId, '--out', evidencePath);
   const recordedPcrs = await machine.pcrs();
   const tpmTrafficPath = join(directory, 'tpm-traffic.log');
   await copyFile(machine.tpmTrafficPath, tpmTrafficPath);
@@ -73,6 +77,7 @@ async function provision(lab: Lab, directory: string): Promise<void> {
     boot: said.map(({ text, atMs }) => ({ text, atMs })),
     shutdown: shutdown.map(({ text, atMs }) => ({ text, atMs })),
     node,
+    evidencePath,
     recordedPcrs,
     tpmTrafficPath,
     eventLogPath,
