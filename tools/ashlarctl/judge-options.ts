@@ -26,6 +26,7 @@ export const JUDGE_OPTIONS = {
     value: 'HEX',
     summary: 'PCR 7 as recorded when the node was enrolled, for boards that measure more than is predicted',
   },
+  report: { type: 'string', value: 'FILE', summary: 'write evidence and verdict as one HTML page, for people' },
   strict: { type: 'boolean', summary: 'refuse what could be accepted with reservations only' },
 } as const satisfies OptionTable;
 

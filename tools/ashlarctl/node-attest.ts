@@ -4,6 +4,7 @@ import { encodeEvidence } from '../../src/measure/evidence.ts';
 import { judge } from '../../src/measure/judge.ts';
 import { RpcCallError } from '../../src/rpc/rpc-error.ts';
 import { command, UsageError } from '../host/command-line.ts';
+import { attestationReport } from './attestation-report.ts';
 import { COMMON_OPTIONS, OVERRIDE_OPTION, printJson } from './command-options.ts';
 import { connectCluster, type NodeConnection } from './connection.ts';
 import { openContexts } from './contexts.ts';
@@ -29,6 +30,7 @@ export const nodeAttest = command({
     if (!isJudged && out === undefined) {
       throw new UsageError('give --image FILE to judge by, or --out FILE to keep the evidence for later');
     }
+    if (!isJudged && values.report !== undefined) throw new UsageError('--report needs --image FILE to judge by');
     // Before the node is asked: a mistyped file should cost its TPM nothing.
     const policy = isJudged ? await readJudgePolicy(values) : undefined;
     using connection = await connectCluster(openContexts(), {
@@ -48,6 +50,8 @@ export const nodeAttest = command({
     const { nonce, time } = evidence;
     const verdict = judge(text, { ...policy, time, nonce, tlsSpki: node.tlsSpki() });
     const isRefused = !verdict.accepted || (values.strict && verdict.reservations.length > 0);
+    if (values.report !== undefined)
+      await writeFile(values.report, attestationReport({ source: text, verdict, madeAt: new Date() }));
     if (values.json) printJson(print, { ...subject, verdict: verdictJson(verdict) });
     else for (const line of verdictLines(verdict)) print(line);
     if (values.strict && verdict.accepted && isRefused && !values.json)
