@@ -8,13 +8,17 @@ export class TpmHandle implements Disposable {
   /** ESYS_TR of this connection. */
   readonly handle: number;
   readonly #release: () => void;
+  #isReleased = false;
 
   constructor(handle: number, release: () => void) {
     this.handle = handle;
     this.#release = release;
   }
 
+  /** Again it does nothing: a handle may be given back before its scope ends. */
   [Symbol.dispose](): void {
+    if (this.#isReleased) return;
+    this.#isReleased = true;
     this.#release();
   }
 }

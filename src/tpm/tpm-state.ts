@@ -71,7 +71,7 @@ export class TpmState extends TpmConnection {
     return letters(this.#property(PROPERTY.manufacturer));
   }
 
-  /** Two commands. */
+  /** What the vendor says of the chip. One command. */
   identity(): TpmIdentity {
     const properties = this.#properties(PROPERTY.familyIndicator, 16);
     const value = (property: number): number => required(properties, property);
