@@ -5,7 +5,6 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { decodeEventLog } from '../src/formats/event-log.ts';
 import { encodeEventLog } from '../src/formats/fixtures.ts';
 import { decodePem } from '../src/formats/x509.ts';
@@ -23,8 +22,8 @@ type Judged = (change: Partial<Evidence>, policy?: Partial<JudgePolicy>) => stri
 async function evidenceOf(lab: Lab): Promise<{ good: Evidence; failures: Judged }> {
   const { evidencePath } = await provisionedNode(lab);
   const good = decodeEvidence(await readFile(evidencePath));
-  const measurements = await readFile(join(lab.image.directory, 'measurements.json'), 'utf8');
-  const authority = await readFile(join(lab.run.path, 'tpm-authority/issuer-certificate.pem'), 'latin1');
+  const measurements = await readFile(lab.image.measurementsPath, 'utf8');
+  const authority = await readFile(lab.tpmAuthorityPath, 'latin1');
   const policy: JudgePolicy = {
     images: [decodeAllowedImage(measurements, 'the image')],
     time: new Date(),
