@@ -160,6 +160,8 @@ const test = command({
 
     const seed = values.seed ?? String(randomInt(2 ** 31));
     process.env.ASHLAR_TEST_SEED = seed;
+    // For tests that keep a record of their own, in docs/.
+    if (values.record) process.env.ASHLAR_TEST_RECORD = '1';
     if (stage === 'full') console.log(`seed ${seed}: repeat this run with --seed ${seed}`);
 
     const results: StageResult[] = [];

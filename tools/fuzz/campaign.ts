@@ -1,0 +1,78 @@
+/** Every target for as long as its share says, and the record of it in docs/fuzzing.md. */
+import { readFile, writeFile } from 'node:fs/promises';
+import { formatDuration, type Progress } from '../host/progress.ts';
+import { type FuzzResult, runFuzz } from './run-fuzz.ts';
+import { keepSeeds, seedsOf } from './seeds.ts';
+import { fuzzTarget, fuzzTargets } from './targets.ts';
+
+export interface CampaignOptions {
+  /** @default all */
+  readonly targets?: readonly string[];
+  /** Inputs for each target. @default its share of the campaign */
+  readonly executions?: number;
+  readonly seed: number;
+  readonly progress?: Progress;
+  readonly signal?: AbortSignal;
+}
+
+const recordPath = new URL('../../docs/fuzzing.md', import.meta.url);
+const [recordStart, recordEnd] = ['<!-- last campaign -->', '<!-- end of last campaign -->'];
+/** A hang must be one under load too, beside other campaigns and tests. */
+const hangMs = 60_000;
+
+export async function runCampaign(options: CampaignOptions): Promise<FuzzResult[]> {
+  const results: FuzzResult[] = [];
+  for (const name of options.targets ?? fuzzTargets.map((target) => target.name)) {
+    const executions = options.executions ?? fuzzTarget(name).campaignExecutions;
+    const run = async (): Promise<FuzzResult> =>
+      await runFuzz({
+        ...{ target: name, seeds: await seedsOf(name), seed: options.seed, executions, hangMs },
+        ...(options.signal === undefined ? {} : { signal: options.signal }),
+      });
+    results.push(await (options.progress?.step(`fuzz ${name}`, run) ?? run()));
+  }
+  return results;
+}
+
+/** Replaces the last campaign in the documentation, and the seeds by the inputs that it found to be needed. */
+export async function recordCampaign(results: readonly FuzzResult[], now: Date): Promise<void> {
+  const text = await readFile(recordPath, 'utf8');
+  const [start, end] = [text.indexOf(recordStart), text.indexOf(recordEnd)];
+  if (start < 0 || end < start) throw new Error(`cannot record the campaign: docs/fuzzing.md has no ${recordStart}`);
+  const record = `${recordStart}\n\n${campaignTable(results, now)}\n\n`;
+  await writeFile(recordPath, text.slice(0, start) + record + text.slice(end));
+  for (const { target, corpus } of results) await keepSeeds(target, corpus);
+}
+
+function campaignTable(results: readonly FuzzResult[], now: Date): string {
+  const total = results.reduce((sum, { executions }) => sum + executions, 0);
+  const findings = results.reduce((sum, result) => sum + result.findings.length, 0);
+  const rows = results.map((result) =>
+    row([
+      result.target,
+      count(result.executions),
+      formatDuration(result.durationMs),
+      String(result.findings.length),
+      String(result.corpus.length),
+    ]),
+  );
+  const files = results.flatMap((result) =>
+    result.coverage.map(({ file, taken, branches }) =>
+      row([result.target, `\`${file}\``, `${taken} of ${branches}`, `${Math.round((100 * taken) / branches)} %`]),
+    ),
+  );
+  return [
+    `${now.toISOString().slice(0, 10)}, seed ${results[0]?.seed ?? 0}: ${count(total)} inputs, ${findings} findings.`,
+    '',
+    row(['target', 'inputs', 'time', 'findings', 'seeds kept']),
+    '|---|---|---|---|---|',
+    ...rows,
+    '',
+    row(['target', 'file', 'branches taken', '']),
+    '|---|---|---|---|',
+    ...files,
+  ].join('\n');
+}
+
+const row = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`;
+const count = (value: number): string => value.toLocaleString('en-US');
