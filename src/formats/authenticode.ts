@@ -80,7 +80,12 @@ function digestOf(bytes: Uint8Array, image: PeImage): Uint8Array {
  * hold the digest of the image.
  */
 export function authenticodeSignatureInput(image: Uint8Array): Uint8Array {
-  return signedAttributesInput(signedAttributes(authenticodeDigest(padToSign(image))));
+  return authenticodeDigestSignatureInput(authenticodeDigest(padToSign(image)));
+}
+
+/** The same, for an image of which only the Authenticode digest is at hand. */
+export function authenticodeDigestSignatureInput(digest: Uint8Array): Uint8Array {
+  return signedAttributesInput(signedAttributes(digest));
 }
 
 /** The certificate table must begin at a multiple of 8; the padding before it is signed. */

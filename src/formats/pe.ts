@@ -170,6 +170,24 @@ export function peSectionContent(bytes: Uint8Array, section: PeSection): Uint8Ar
   return content;
 }
 
+/**
+ * A copy of the image with other bytes in a section. They must be as many, so that nothing else changes.
+ *
+ * @throws RangeError when there is no such section, or its length differs.
+ */
+export function replacePeSection(bytes: Uint8Array, name: string, content: Uint8Array): Uint8Array {
+  const section = findPeSection(decodePe(bytes), name);
+  if (section === undefined) throw new RangeError(`cannot replace PE section ${name}: there is none`);
+  if (section.virtualSize !== content.length || section.sizeOfRawData < content.length) {
+    throw new RangeError(
+      `cannot replace PE section ${name}: it has ${section.virtualSize} bytes, the new content ${content.length}`,
+    );
+  }
+  const copy = bytes.slice();
+  copy.set(content, section.pointerToRawData);
+  return copy;
+}
+
 export interface NewPeSection {
   /** At most 8 ASCII bytes. */
   readonly name: string;

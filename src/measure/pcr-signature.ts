@@ -29,20 +29,27 @@ export function pcrSignatureInput(policy: Uint8Array, policyRef: string): Uint8A
   return Buffer.concat([policy, Buffer.from(policyRef, 'utf8')]);
 }
 
-/** Approves one value of PCR 11. */
-export function signPcr11(options: { pcr11: Uint8Array; policyRef: string; key: KeyObject }): PcrSignature {
-  const policy = signedPcr11Policy(options.pcr11);
-  const signature = sign('sha256', pcrSignatureInput(policy, options.policyRef), {
-    key: options.key,
-    padding: constants.RSA_PKCS1_PADDING,
-  });
+/** All of an approval of one value of PCR 11 but the signature, which is zeros of the length that the key's will have. */
+export function unsignedPcr11(options: { pcr11: Uint8Array; policyRef: string; key: KeyObject }): PcrSignature {
+  const bits = options.key.asymmetricKeyDetails?.modulusLength;
+  if (bits === undefined) throw new RangeError(`cannot approve PCR 11: the policy key is not RSA`);
   return {
     pcrs: [11],
     keyFingerprint: policyKeyFingerprint(options.key),
-    policy,
+    policy: signedPcr11Policy(options.pcr11),
     policyRef: options.policyRef,
-    signature,
+    signature: new Uint8Array(Math.ceil(bits / 8)),
   };
+}
+
+/** Approves one value of PCR 11. */
+export function signPcr11(options: { pcr11: Uint8Array; policyRef: string; key: KeyObject }): PcrSignature {
+  const unsigned = unsignedPcr11(options);
+  const signature = sign('sha256', pcrSignatureInput(unsigned.policy, unsigned.policyRef), {
+    key: options.key,
+    padding: constants.RSA_PKCS1_PADDING,
+  });
+  return { ...unsigned, signature };
 }
 
 export function verifyPcrSignature(signature: PcrSignature, key: KeyObject): boolean {

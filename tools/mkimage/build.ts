@@ -2,14 +2,15 @@
  * `mkimage build`, from the lock to the finished files:
  *
  *     packages ─▶ tools ─┬─▶ kernel ───────────────────────────┐
- *                        ├─▶ executable ─┬─▶ initramfs ────────┼─▶ UKI ─┬─▶ disk image
- *     src/ ─▶ bundles ───┴───────────────┴─▶ system partition ─┘        └─▶ measurements
+ *                        ├─▶ executable ─┬─▶ initramfs ────────┼─▶ UKI ─▶ signatures ─┬─▶ disk image
+ *     src/ ─▶ bundles ───┴───────────────┴─▶ system partition ─┘                      └─▶ measurements
  *
+ * What comes after the UKI is in `finish-image.ts`, since signatures may come on another day (`sign.ts`).
  * Every stage is cached by the hash of its inputs, so a change of ours repeats only what depends on it.
  */
-import { createHash, randomBytes } from 'node:crypto';
-import { copyFile, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { createHash } from 'node:crypto';
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
 import packageJson from '../../package.json' with { type: 'json' };
 import { exactly, integer, object } from '../../src/formats/json-shape.ts';
 import { maxEpoch, policyRefOfEpoch } from '../../src/measure/policy.ts';
@@ -17,27 +18,30 @@ import { orderServices, parseServiceManifest } from '../../src/supervisor/servic
 import { fileSha256 } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
 import { BUNDLES, type Bundle, bundle } from './bundle.ts';
-import { writeDiskImage } from './disk-image.ts';
 import { createElfReader, type TreeEntry } from './file-tree.ts';
+import { type BuiltImagePaths, finishImage, type PreparedImage, timer } from './finish-image.ts';
 import type { BuiltFiles } from './image-manifest.ts';
 import { openImagePackages, readIndexed } from './image-packages.ts';
 import { buildInitramfs } from './initramfs.ts';
 import { buildKernel } from './kernel.ts';
 import { kernelCommandLine, kernelCommandLineWords } from './kernel-command-line.ts';
-import { developmentKeys, loadKeys } from './keys.ts';
-import { formatMeasurements, withDiskImage } from './measurements.ts';
+import { developmentKeys, loadKeys, loadPublicKeys, type PublicKeys } from './keys.ts';
 import { fetchPackages, readPackageLock } from './packages.ts';
 import { buildExecutable } from './sea.ts';
+import { keySigners, parseSigner, type Signer, type Signers } from './signer.ts';
 import { buildSystemImage } from './system-image.ts';
 import { buildSystemTree, builtText } from './system-tree.ts';
 import { noVariant, readTestVariant, refuseUnfitKeys } from './test-variant.ts';
-import { openToolRoot } from './tool-root.ts';
-import { assembleUki } from './uki.ts';
+import { openToolRoot, type ToolRoot } from './tool-root.ts';
+import { layOutUki, signUki } from './uki.ts';
+import { writeUnsignedImage } from './unsigned-image.ts';
 
 export interface BuildOptions {
   outDir: string;
   /** @default the development keys, made when they are not there */
   keysDir?: string | undefined;
+  /** Who signs in place of the private keys in `keysDir`, which then need not be there. */
+  signers?: { policy?: Signer | undefined; secureBoot?: Signer | undefined } | undefined;
   /** Services more, which attack the node; the keys must be test-only. @default none */
   testVariantDir?: string | undefined;
   /** Take the suite's newest where the mirror no longer has the locked version. @default false */
@@ -52,17 +56,6 @@ export interface BuildOptions {
   signal?: AbortSignal | undefined;
 }
 
-export interface BuiltImagePaths {
-  version: string;
-  uki: string;
-  systemImage: string;
-  diskImage: string;
-  measurements: string;
-  manifest: string;
-  /** Milliseconds by stage. */
-  timings: Record<string, number>;
-}
-
 const ROOT = join(import.meta.dirname, '../..');
 const STUB = '/usr/lib/systemd/boot/efi/linuxx64.efi.stub';
 const KOFFI = join(ROOT, 'node_modules/@koromix/koffi-linux-x64/linux_x64/koffi.node');
@@ -71,17 +64,51 @@ const EPOCH_FILE = join(ROOT, 'image/epoch.json');
 const epochFile = object({ version: exactly(1), epoch: integer({ min: 1, max: maxEpoch }) });
 
 export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths> {
-  const { progress, signal, mirror, allowDrift } = options;
+  const { outDir, signal } = options;
   const timings: Record<string, number> = {};
-  const timed = async <T>(stage: string, work: () => Promise<T>): Promise<T> => {
-    const startMs = performance.now();
-    const result = await work();
-    timings[stage] = Math.round(performance.now() - startMs);
-    return result;
+  const { keys, signers } = await keysOf(options);
+  const { prepared, toolRoot } = await prepareImage(options, keys, timings);
+  const uki = await signUki(prepared.uki, keys, signers);
+  return await finishImage({ prepared, uki, outDir, toolRoot, timings, signal });
+}
+
+/** Stops before signing: see {@link writeUnsignedImage}. No private key is needed, and none is read. */
+export async function buildUnsignedImage(options: BuildOptions): Promise<{ directory: string; request: string }> {
+  const keysDir = options.keysDir ?? (await developmentKeys()).directory;
+  const { prepared } = await prepareImage(options, await loadPublicKeys(keysDir), {});
+  return await writeUnsignedImage(prepared, options.outDir);
+}
+
+/** Private keys are read only when no signer takes their place. Either is checked before the long work begins. */
+async function keysOf(options: BuildOptions): Promise<{ keys: PublicKeys; signers: Signers }> {
+  const { policy, secureBoot } = options.signers ?? {};
+  const keysDir = options.keysDir ?? (await developmentKeys()).directory;
+  if (policy !== undefined && secureBoot !== undefined)
+    return { keys: await loadPublicKeys(keysDir), signers: { policy, secureBoot } };
+  if (policy === undefined && secureBoot === undefined) {
+    const keys = await loadKeys(keysDir);
+    return { keys, signers: keySigners(keys) };
+  }
+  const keys = await loadPublicKeys(keysDir);
+  return {
+    keys,
+    signers: {
+      policy: policy ?? parseSigner(join(keys.directory, 'policy.key')),
+      secureBoot: secureBoot ?? parseSigner(join(keys.directory, 'db.key')),
+    },
   };
+}
+
+/** @param timings gets the milliseconds of each stage */
+async function prepareImage(
+  options: BuildOptions,
+  keys: PublicKeys,
+  timings: Record<string, number>,
+): Promise<{ prepared: PreparedImage; toolRoot: ToolRoot }> {
+  const { progress, signal, mirror, allowDrift } = options;
+  const timed = timer(timings);
   const { version } = packageJson;
   const epoch = options.epoch ?? (await readEpoch());
-  const keys = options.keysDir === undefined ? await developmentKeys() : await loadKeys(options.keysDir);
   refuseUnfitKeys(keys, options.testVariantDir);
 
   const fetched = await timed('packages', async () =>
@@ -129,7 +156,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
     buildSystemImage({ entries: systemEntries, toolRoot, buildTime, progress, signal }),
   );
   const osRelease = osReleaseText(version);
-  const { path: _path, sizeBytes: _size, sha256: systemSha256, ...verity } = system;
+  const { path: _path, sizeBytes: _size, sha256: _sha256, ...verity } = system;
   const description = {
     version,
     buildTime,
@@ -156,8 +183,8 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
   const kernel = await kernelBuilt;
   const stub = packages.find(STUB);
   if (stub === undefined) throw new Error(`cannot build the UKI: systemd-boot-efi has no ${STUB}`);
-  const { uki, measurements } = await timed('UKI', async () =>
-    assembleUki({
+  const uki = await timed('UKI', async () =>
+    layOutUki({
       stub: await readIndexed(stub),
       kernel: await readFile(kernel.bzImage),
       initrd: initramfs.bytes,
@@ -165,81 +192,39 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
       osRelease,
       uname: kernel.release,
       epoch,
-      keys,
+      policyPublicKeyPem: keys.policyPublicKeyPem,
     }),
   );
-
-  const outDir = resolve(options.outDir);
-  await mkdir(outDir, { recursive: true });
-  const temporary = join(outDir, `.build-${randomBytes(6).toString('hex')}`);
-  await mkdir(temporary);
-  try {
-    const name = `ashlar-${version}-x86_64`;
-    const gpt = await timed('disk image', async () => {
-      await writeFile(join(temporary, `${name}.efi`), uki);
-      await copyFile(system.path, join(temporary, `${name}.system.img`));
-      return writeDiskImage({ path: join(temporary, `${name}.disk.img`), uki, system, buildTime, toolRoot, signal });
-    });
-    await writeFile(join(temporary, 'measurements.json'), formatMeasurements(withDiskImage(measurements, gpt)));
-    const manifest = {
-      name: 'ashlar',
-      version,
-      buildTime,
-      epoch,
-      keys: {
-        isDevelopment: keys.isDevelopment,
-        ...(keys.isTestOnly && { isTestOnly: true }),
-        dbCertificateSha256: sha256Of(keys.dbCertificatePem),
-      },
-      kernel: {
-        release: kernel.release,
-        configSha256: await fileSha256(kernel.config),
-        commandLine: kernelCommandLineWords,
-      },
-      system: verity,
-      partitions: gpt.partitions.map(({ attributes: _attributes, ...partition }) => partition),
-      packages: fetched.packages.map(({ name: package_, version: packageVersion, sha256, groups }) => ({
-        name: package_,
-        version: packageVersion,
-        sha256,
-        groups,
-      })),
-      drift: fetched.drift,
-      npmPackages: [...new Set(bundles.flatMap((made) => made.packages))].sort(),
-      services: services.map(({ service }) => service.name),
-      files: { system: systemEntries.map(manifestFile), initramfs: initramfs.entries.map(manifestFile) },
-    };
-    await writeFile(join(temporary, 'manifest.json'), `${JSON.stringify(manifest, undefined, 1)}\n`);
-    await timed('sums', () =>
-      publish(temporary, outDir, {
-        [`${name}.efi`]: createHash('sha256').update(uki).digest('hex'),
-        [`${name}.system.img`]: systemSha256,
-      }),
-    );
-    const path = (fileName: string) => join(outDir, fileName);
-    return {
-      version,
-      uki: path(`${name}.efi`),
-      systemImage: path(`${name}.system.img`),
-      diskImage: path(`${name}.disk.img`),
-      measurements: path('measurements.json'),
-      manifest: path('manifest.json'),
-      timings,
-    };
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
-}
-
-/** Each file appears whole; SHA256SUMS last, so whoever finds it finds what it names. */
-async function publish(temporary: string, outDir: string, known: Readonly<Record<string, string>>): Promise<void> {
-  const names = (await readdir(temporary)).sort();
-  const sums = await Promise.all(
-    names.map(async (name) => `${known[name] ?? (await fileSha256(join(temporary, name)))}  ${name}\n`),
-  );
-  await writeFile(join(temporary, 'SHA256SUMS'), sums.join(''));
-  await rm(join(outDir, 'SHA256SUMS'), { force: true });
-  for (const name of [...names, 'SHA256SUMS']) await rename(join(temporary, name), join(outDir, name));
+  const manifest = {
+    name: 'ashlar',
+    version,
+    buildTime,
+    epoch,
+    keys: {
+      isDevelopment: keys.isDevelopment,
+      ...(keys.isTestOnly && { isTestOnly: true }),
+      dbCertificateSha256: sha256Of(keys.dbCertificatePem),
+    },
+    kernel: {
+      release: kernel.release,
+      configSha256: await fileSha256(kernel.config),
+      commandLine: kernelCommandLineWords,
+    },
+    system: verity,
+    partitions: [],
+    packages: fetched.packages.map(({ name: package_, version: packageVersion, sha256, groups }) => ({
+      name: package_,
+      version: packageVersion,
+      sha256,
+      groups,
+    })),
+    drift: fetched.drift,
+    npmPackages: [...new Set(bundles.flatMap((made) => made.packages))].sort(),
+    services: services.map(({ service }) => service.name),
+    files: { system: systemEntries.map(manifestFile), initramfs: initramfs.entries.map(manifestFile) },
+  };
+  const toolsKey = toolRoot.key;
+  return { prepared: { version, buildTime, epoch, toolsKey, keys, uki, system, manifest }, toolRoot };
 }
 
 /** The epoch of images of this source tree. */

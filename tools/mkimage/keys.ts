@@ -33,8 +33,8 @@ const validYears = 10;
 const developmentMark = 'DEVELOPMENT — do not ship';
 const testOnlyMark = 'TEST ONLY — refused by release builds';
 
-/** What a build needs. The private halves of PK, KEK and update are not among it. */
-export interface Keys {
+/** What a build needs to know of keys: all that it needs when they sign elsewhere. */
+export interface PublicKeys {
   readonly directory: string;
   /** True when the certificates say that they must not be shipped. */
   readonly isDevelopment: boolean;
@@ -44,10 +44,14 @@ export interface Keys {
   readonly pkCertificatePem: string;
   readonly kekCertificatePem: string;
   readonly dbCertificatePem: string;
-  readonly dbKey: KeyObject;
-  readonly policyKey: KeyObject;
   readonly policyPublicKeyPem: string;
   readonly updatePublicKeyPem: string;
+}
+
+/** With the two private keys that sign images. Those of PK, KEK and update are not among it. */
+export interface Keys extends PublicKeys {
+  readonly dbKey: KeyObject;
+  readonly policyKey: KeyObject;
 }
 
 /** The Secure Boot variables of a machine that trusts exactly these keys. */
@@ -161,45 +165,44 @@ function selfSigned(commonName: string, { publicKey, privateKey }: KeyPair, isSi
 
 /** Reads a directory made by {@link generateKeys}. @throws Error naming the file that is missing, unreadable or does not fit. */
 export async function loadKeys(directory: string): Promise<Keys> {
-  const absolute = resolve(directory);
-  const text = async (name: string): Promise<string> => {
-    try {
-      return await readFile(join(absolute, name), 'utf8');
-    } catch (error) {
-      throw new Error(
-        `cannot load keys: ${join(absolute, name)}: ${error instanceof Error ? error.message : String(error)}; make keys with: mkimage keys generate --out DIR`,
-        { cause: error },
-      );
-    }
+  const keys = await loadPublicKeys(directory);
+  const privateKey = async (name: string) => {
+    const pem = await privateText(keys.directory, name);
+    return { pem, key: parsePrivateKey(join(keys.directory, name), pem) };
   };
+  const db = await privateKey('db.key');
+  const policy = await privateKey('policy.key');
+  if (!new X509Certificate(keys.dbCertificatePem).checkPrivateKey(db.key))
+    throw new Error(`cannot load keys: ${keys.directory}/db.key is not the key of db.crt`);
+  if (!createPublicKey(policy.key).equals(createPublicKey(keys.policyPublicKeyPem))) {
+    throw new Error(`cannot load keys: ${keys.directory}/policy.key is not the key of policy.pub`);
+  }
+  const isTestOnly = keys.isTestOnly || policy.pem.includes(testOnlyMark);
+  return { ...keys, isTestOnly, dbKey: db.key, policyKey: policy.key };
+}
+
+/** Reads the certificates and public keys of such a directory, which need hold nothing else. */
+export async function loadPublicKeys(directory: string): Promise<PublicKeys> {
+  const absolute = resolve(directory);
+  const text = (name: string) => keyText(absolute, name);
   const dbCertificatePem = await text('db.crt');
-  const dbKey = parsePrivateKey(join(absolute, 'db.key'), await privateText(absolute, 'db.key', text));
-  const policyKeyText = await privateText(absolute, 'policy.key', text);
-  const policyKey = parsePrivateKey(join(absolute, 'policy.key'), policyKeyText);
   const policyPublicText = await text('policy.pub');
   const policyPublicKeyPem = policyPublicText.slice(Math.max(0, policyPublicText.indexOf('-----BEGIN')));
-  const ownerGuid = (await text('owner-guid')).trim().toLowerCase();
-  const certificate = parseCertificate(join(absolute, 'db.crt'), dbCertificatePem);
-  if (!certificate.checkPrivateKey(dbKey))
-    throw new Error(`cannot load keys: ${absolute}/db.key is not the key of db.crt`);
-  if (!createPublicKey(policyKey).equals(createPublicKey(policyPublicKeyPem))) {
-    throw new Error(`cannot load keys: ${absolute}/policy.key is not the key of policy.pub`);
-  }
+  const { subject } = parseRsaCertificate(join(absolute, 'db.crt'), dbCertificatePem);
   const keys = {
     directory: absolute,
-    isDevelopment: certificate.subject.includes('DEVELOPMENT'),
-    isTestOnly: [certificate.subject, policyKeyText, policyPublicText].some((marked) => marked.includes(testOnlyMark)),
-    ownerGuid,
+    isDevelopment: subject.includes('DEVELOPMENT'),
+    isTestOnly: [subject, policyPublicText].some((marked) => marked.includes(testOnlyMark)),
+    ownerGuid: (await text('owner-guid')).trim().toLowerCase(),
     pkCertificatePem: await text('PK.crt'),
     kekCertificatePem: await text('KEK.crt'),
     dbCertificatePem,
-    dbKey,
-    policyKey,
     policyPublicKeyPem,
     updatePublicKeyPem: await text('update.pub'),
   };
-  parseCertificate(join(absolute, 'PK.crt'), keys.pkCertificatePem);
-  parseCertificate(join(absolute, 'KEK.crt'), keys.kekCertificatePem);
+  parseRsaCertificate(join(absolute, 'PK.crt'), keys.pkCertificatePem);
+  parseRsaCertificate(join(absolute, 'KEK.crt'), keys.kekCertificatePem);
+  checkPolicyPublicKey(join(absolute, 'policy.pub'), policyPublicKeyPem);
   secureBootVariablesOf(keys); // refuses a malformed owner-guid now rather than at the end of a build
   return keys;
 }
@@ -217,8 +220,19 @@ export async function developmentKeys(): Promise<Keys> {
   return await loadKeys(directory);
 }
 
-async function privateText(directory: string, name: string, read: (name: string) => Promise<string>): Promise<string> {
-  const content = await read(name);
+async function keyText(directory: string, name: string): Promise<string> {
+  try {
+    return await readFile(join(directory, name), 'utf8');
+  } catch (error) {
+    throw new Error(
+      `cannot load keys: ${join(directory, name)}: ${error instanceof Error ? error.message : String(error)}; make keys with: mkimage keys generate --out DIR`,
+      { cause: error },
+    );
+  }
+}
+
+async function privateText(directory: string, name: string): Promise<string> {
+  const content = await keyText(directory, name);
   const path = join(directory, name);
   const { mode } = await stat(path);
   if ((mode & 0o077) !== 0) {
@@ -240,12 +254,29 @@ function parsePrivateKey(path: string, pem: string): KeyObject {
   }
 }
 
-function parseCertificate(path: string, pem: string): X509Certificate {
+/** Firmware takes RSA; a TPM takes the policy key's exponent as it is written. */
+function parseRsaCertificate(path: string, pem: string): X509Certificate {
+  let certificate: X509Certificate;
   try {
-    return new X509Certificate(pem);
+    certificate = new X509Certificate(pem);
   } catch (error) {
     throw new Error(`cannot load keys: ${path} is not a PEM certificate`, { cause: error });
   }
+  const { asymmetricKeyType } = certificate.publicKey;
+  if (asymmetricKeyType !== 'rsa')
+    throw new Error(`cannot load keys: ${path} has a key of type ${asymmetricKeyType}; firmware takes RSA`);
+  return certificate;
+}
+
+function checkPolicyPublicKey(path: string, pem: string): void {
+  let key: KeyObject;
+  try {
+    key = createPublicKey(pem);
+  } catch (error) {
+    throw new Error(`cannot load keys: ${path} is not a PEM public key`, { cause: error });
+  }
+  if (key.asymmetricKeyType !== 'rsa' || key.asymmetricKeyDetails?.publicExponent !== 65537n)
+    throw new Error(`cannot load keys: ${path} is not RSA with exponent 65537, which the sealing policy wants`);
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -1,10 +1,11 @@
 /** The command `mkimage`. */
 import { relative } from 'node:path';
-import { command, commandGroup, runCommandLine } from '../host/command-line.ts';
-import { buildImage } from './build.ts';
+import { command, commandGroup, runCommandLine, UsageError } from '../host/command-line.ts';
+import { buildImage, buildUnsignedImage } from './build.ts';
 import { inspectCommand } from './inspect.ts';
 import { keysCommands } from './keys.ts';
 import { LOCK_FILE, lockPackages, writePackageLock } from './packages.ts';
+import { signCommand, signerOptions, signersFrom } from './sign.ts';
 
 const mirror = {
   type: 'string',
@@ -21,6 +22,11 @@ const build = command({
       type: 'string',
       value: 'DIR',
       summary: 'keys to sign with; otherwise development keys, never to be shipped',
+    },
+    ...signerOptions,
+    unsigned: {
+      type: 'boolean',
+      summary: 'stop before signing and say what must be signed; needs no private key (docs/signing.md)',
     },
     'test-variant': {
       type: 'string',
@@ -41,22 +47,29 @@ const build = command({
     jobs: { type: 'integer', value: 'N', minimum: 1, short: 'j', summary: "parallel jobs of the kernel's build" },
     json: { type: 'boolean', summary: 'print the paths and the time of each stage as JSON' },
   },
-  run: async (
-    { out, keys, epoch, mirror, jobs, json, 'allow-drift': allowDrift, 'test-variant': testVariantDir },
-    { progress, print, signal },
-  ) => {
-    const keysDir = keys;
-    const image = await buildImage({
+  run: async (values, { progress, print, signal }) => {
+    const { out, keys, epoch, mirror, jobs, json, unsigned } = values;
+    const { policy, 'secure-boot': secureBoot } = await signersFrom(values, signal);
+    const options = {
       outDir: out,
-      keysDir,
-      testVariantDir,
+      keysDir: keys,
+      signers: { policy, secureBoot },
+      testVariantDir: values['test-variant'],
       epoch,
-      allowDrift,
+      allowDrift: values['allow-drift'],
       mirror,
       jobs,
       progress,
       signal,
-    });
+    };
+    if (unsigned) {
+      if (policy !== undefined || secureBoot !== undefined)
+        throw new UsageError('--unsigned asks nobody to sign: give the signers to mkimage sign');
+      const waiting = await buildUnsignedImage(options);
+      print(json ? JSON.stringify(waiting, undefined, 2) : relative('.', waiting.request));
+      return;
+    }
+    const image = await buildImage(options);
     if (json) {
       print(JSON.stringify(image, undefined, 2));
       return;
@@ -89,7 +102,7 @@ process.exitCode = await runCommandLine(
   commandGroup({
     name: 'mkimage',
     summary: 'Builds, signs, measures and inspects Ashlar images',
-    commands: [build, lock, keysCommands, inspectCommand],
+    commands: [build, signCommand, lock, keysCommands, inspectCommand],
   }),
   process.argv.slice(2),
 );
