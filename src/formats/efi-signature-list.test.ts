@@ -1,23 +1,14 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { generateKeyPairSync, verify } from 'node:crypto';
+import { generateKeyPairSync } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
 import fc from 'fast-check';
 import { FormatError } from './byte-reader.ts';
-import { decodeDer, derChildren } from './der.ts';
-import {
-  decodeSignatureLists,
-  dummyDbx,
-  efiImageSecurityDatabase,
-  encodeAuthenticatedWrite,
-  encodeCertificateList,
-  encodeHashList,
-} from './efi-signature-list.ts';
+import { decodeSignatureLists, dummyDbx, encodeCertificateList, encodeHashList } from './efi-signature-list.ts';
 import { mutations, skipWithout } from './fixtures.ts';
-import { encodeGuid } from './guid.ts';
 import { createCertificate, decodePem } from './x509.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'ashlar-esl-'));
@@ -81,35 +72,5 @@ describe('EFI signature lists', () => {
         assert.ok(error instanceof FormatError, String(error));
       }
     }
-  });
-});
-
-describe('encodeAuthenticatedWrite', () => {
-  it('signs name, vendor, attributes, time and content', () => {
-    const content = dummyDbx();
-    const timestamp = new Date('2025-02-03T04:05:06Z');
-    const bytes = Buffer.from(
-      encodeAuthenticatedWrite({
-        name: 'dbx',
-        vendorGuid: efiImageSecurityDatabase,
-        timestamp,
-        content,
-        certificatePem,
-        key: privateKey,
-      }),
-    );
-    assert.equal(bytes.toString('hex', 0, 16), 'e9070203040506000000000000000000');
-    const length = bytes.readUInt32LE(16);
-    assert.equal(bytes.length, 16 + length + content.length);
-    const signedData = derChildren(decodeDer(bytes.subarray(40, 16 + length), 'test'), 'test');
-    const signerInfo = derChildren(derChildren(signedData.at(-1)!, 'test')[0]!, 'test');
-    const signed = Buffer.concat([
-      Buffer.from('dbx', 'utf16le'),
-      encodeGuid(efiImageSecurityDatabase),
-      Uint8Array.of(0x27, 0, 0, 0),
-      bytes.subarray(0, 16),
-      content,
-    ]);
-    assert.ok(verify('sha256', signed, publicKey, signerInfo.at(-1)!.content));
   });
 });

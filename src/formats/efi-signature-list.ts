@@ -1,11 +1,10 @@
 /**
- * Secure Boot's databases: EFI signature lists and the authenticated variable writes that carry them (UEFI
- * specification §32.4.1 and §8.2.2).
+ * Secure Boot's databases: EFI signature lists (UEFI specification §32.4.1). The authenticated writes that carry them are
+ * in `authenticated-variable.ts`.
  */
-import { constants, createHash, type KeyObject, sign } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { ByteReader } from './byte-reader.ts';
 import { decodeGuid, encodeGuid } from './guid.ts';
-import { encodeSignedData, pkcs7Oid } from './pkcs7.ts';
 import { decodePem } from './x509.ts';
 
 /** Vendor GUIDs of variables. */
@@ -14,7 +13,6 @@ export const efiImageSecurityDatabase = 'd719b2cb-3d3a-4596-a3bc-dad00e67656f';
 
 const certificateType = 'a5c059a1-94e4-4aa7-87b5-ab155c2bf072';
 const sha256Type = 'c1c41626-504c-4092-aca9-41f936934328';
-const pkcs7Type = '4aafd29d-68df-49ee-8aa9-347d375665a7';
 /** Owner that OVMF's own enrolment tools give to what they add. */
 const ovmfEnrollOwner = 'a0baa8a3-041d-48a8-bc87-c36d121b5e3d';
 
@@ -110,48 +108,4 @@ export function decodeSignatureLists(bytes: Uint8Array): SignatureList[] {
     lists.push({ type, typeGuid, signatures });
   }
   return lists;
-}
-
-/** EFI_TIME with only date and time of day: the pads, nanoseconds, zone and daylight must be zero (UEFI §8.2.2). */
-export function encodeEfiTime(time: Date): Uint8Array {
-  const bytes = Buffer.alloc(16);
-  bytes.writeUInt16LE(time.getUTCFullYear(), 0);
-  bytes.set(
-    [time.getUTCMonth() + 1, time.getUTCDate(), time.getUTCHours(), time.getUTCMinutes(), time.getUTCSeconds()],
-    2,
-  );
-  return bytes;
-}
-
-/** Non-volatile, boot service and runtime access, time-based authenticated: how the four variables are written. */
-export const authenticatedAttributes = 0x27;
-
-/**
- * An authenticated write ("`.auth` file") of a Secure Boot variable: EFI_VARIABLE_AUTHENTICATION_2 and the new content.
- * Written through efivarfs it follows the four attribute bytes `27 00 00 00`, all in one write().
- *
- * @param options.timestamp firmware refuses one that is not later than the last write's.
- * @param options.key RSA private key of `certificatePem`: PK's own for PK, PK's for KEK, KEK's for db and dbx.
- */
-export function encodeAuthenticatedWrite(options: {
-  name: string;
-  vendorGuid: string;
-  timestamp: Date;
-  content: Uint8Array;
-  certificatePem: string;
-  key: KeyObject;
-}): Uint8Array {
-  const time = encodeEfiTime(options.timestamp);
-  const attributes = Buffer.alloc(4);
-  attributes.writeUInt32LE(authenticatedAttributes);
-  const name = Buffer.from(options.name, 'utf16le');
-  const signed = Buffer.concat([name, encodeGuid(options.vendorGuid), attributes, time, options.content]);
-  const signature = sign('sha256', signed, { key: options.key, padding: constants.RSA_PKCS1_PADDING });
-  const certificateDer = decodePem('CERTIFICATE', options.certificatePem);
-  const signedData = encodeSignedData({ contentType: pkcs7Oid.data, certificateDer, signature });
-  const header = Buffer.alloc(8);
-  header.writeUInt32LE(24 + signedData.length, 0);
-  header.writeUInt16LE(0x0200, 4);
-  header.writeUInt16LE(0x0ef1, 6);
-  return Buffer.concat([time, header, encodeGuid(pkcs7Type), signedData, options.content]);
 }

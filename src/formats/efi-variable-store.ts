@@ -8,13 +8,12 @@
  * Layouts: EDK II MdePkg/Include/Pi/PiFirmwareVolume.h and MdeModulePkg/Include/Guid/VariableFormat.h.
  */
 import { X509Certificate } from 'node:crypto';
+import { authenticatedAttributes, encodeEfiTime } from './authenticated-variable.ts';
 import { alignUp, ByteReader } from './byte-reader.ts';
 import {
-  authenticatedAttributes,
   decodeSignatureLists,
   efiGlobalVariable,
   efiImageSecurityDatabase,
-  encodeEfiTime,
   type SecureBootVariables,
 } from './efi-signature-list.ts';
 import { decodeGuid, encodeGuid } from './guid.ts';
@@ -118,7 +117,7 @@ export function writeVariables(image: Uint8Array, variables: readonly StoredVari
   if (encoded.length > end - start) {
     throw new RangeError(`cannot write UEFI variables: ${encoded.length} bytes do not fit the store of ${end - start}`);
   }
-  const output = image.slice();
+  const output = new Uint8Array(image);
   output.fill(0xff, start, end);
   output.set(encoded, start);
   return output;

@@ -75,7 +75,8 @@ export function* mutations(
       yield bytes.slice(0, Math.floor(random() * bytes.length));
       continue;
     }
-    const copy = bytes.slice();
+    // Not slice(), which of a Buffer would be a view, and the next copy a copy of this one.
+    const copy = new Uint8Array(bytes);
     const changes = 1 + Math.floor(random() * 4);
     for (let change = 0; change < changes; change++) {
       const at = Math.floor(random() * window);

@@ -30,6 +30,7 @@ const nodeParameters = object(
   {
     time: object({ servers: list(timeServer, { max: 8 }) }),
     tpm: object({ required: flag }),
+    secureBoot: object({ enrolKeys: flag }),
   },
 );
 

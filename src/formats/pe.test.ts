@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import { FormatError } from './byte-reader.ts';
 import { minimalPe, mutations } from './fixtures.ts';
-import { buildUki, decodePe, findPeSection, peSectionContent } from './pe.ts';
+import { buildUki, decodePe, findPeSection, peSectionContent, replacePeSection } from './pe.ts';
 
 describe('decodePe', () => {
   it('reads sections and their contents', () => {
@@ -124,5 +124,22 @@ describe('buildUki', () => {
     assert.throws(add('.toolongname'), /not 1 to 8 ASCII/);
     assert.throws(add('.sbat'), /there already/);
     assert.throws(add('', 60), /room for 26 more section headers, 60 are wanted/);
+  });
+});
+
+describe('replacePeSection', () => {
+  it('changes that section, nothing else, and not the input', () => {
+    const before = buildUki({ stub: minimalPe(), sections: [{ name: '.note', data: Buffer.from('one') }] });
+    const input = Buffer.from(before);
+    const after = replacePeSection(input, '.note', Buffer.from('two'));
+    assert.deepEqual(input, Buffer.from(before));
+    const expected = buildUki({ stub: minimalPe(), sections: [{ name: '.note', data: Buffer.from('two') }] });
+    assert.deepEqual(after, expected);
+  });
+
+  it('refuses another length, and a section that is not there', () => {
+    const image = buildUki({ stub: minimalPe(), sections: [{ name: '.note', data: Buffer.from('one') }] });
+    assert.throws(() => replacePeSection(image, '.note', Buffer.from('three')), /has 3 bytes, the new content 5/);
+    assert.throws(() => replacePeSection(image, '.none', Buffer.from('x')), /\.none: there is none/);
   });
 });

@@ -183,7 +183,8 @@ export function replacePeSection(bytes: Uint8Array, name: string, content: Uint8
       `cannot replace PE section ${name}: it has ${section.virtualSize} bytes, the new content ${content.length}`,
     );
   }
-  const copy = bytes.slice();
+  // Not slice(), which of a Buffer would be a view.
+  const copy = new Uint8Array(bytes);
   copy.set(content, section.pointerToRawData);
   return copy;
 }

@@ -1,7 +1,7 @@
 /** Every kernel file system of a node, in the order they are mounted, with the reason for each option. */
 import { mkdirSync } from 'node:fs';
 import { isErrno } from '../linux/libc.ts';
-import { type MountRequest, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount } from '../linux/mount.ts';
+import { type MountRequest, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, mount } from '../linux/mount.ts';
 import type { Logger } from '../supervisor/log-store.ts';
 
 const LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC;
@@ -38,11 +38,26 @@ export const STAGE2_MOUNTS: readonly MountRequest[] = [
   { source: 'tmpfs', target: '/tmp', type: 'tmpfs', flags: LOCKED, data: 'mode=0700,size=16m' },
 ];
 
+/** Read-only: nothing changes firmware variables in ordinary running. */
+const EFI_VARIABLES = {
+  source: 'efivarfs',
+  target: '/sys/firmware/efi/efivars',
+  type: 'efivarfs',
+  flags: LOCKED | MS_RDONLY,
+} as const;
+
 /** Mounted when the machine has them. */
-const OPTIONAL_MOUNTS: readonly MountRequest[] = [
-  // Read-only: nothing changes firmware variables in ordinary running.
-  { source: 'efivarfs', target: '/sys/firmware/efi/efivars', type: 'efivarfs', flags: LOCKED | MS_RDONLY },
-];
+const OPTIONAL_MOUNTS: readonly MountRequest[] = [EFI_VARIABLES];
+
+/** Makes firmware variables writable while `use` runs. */
+export function withWritableEfiVariables<T>(use: (directory: string) => T): T {
+  mount({ ...EFI_VARIABLES, flags: MS_REMOUNT | LOCKED });
+  try {
+    return use(EFI_VARIABLES.target);
+  } finally {
+    mount({ ...EFI_VARIABLES, flags: MS_REMOUNT | EFI_VARIABLES.flags });
+  }
+}
 
 /** Mounts each; what is mounted already (by the kernel, or by the stage before) is left as it is. */
 export function mountAll(requests: readonly MountRequest[]): void {

@@ -4,19 +4,13 @@
  * a parser's fault can neither hide nor choose what was measured.
  */
 import { createHash } from 'node:crypto';
-import { open } from 'node:fs/promises';
 import { decodeNodeParameters, type NodeParameters, NodeParametersError } from '../formats/node-parameters.ts';
-import { listPartitions } from '../linux/block.ts';
-import { isErrno } from '../linux/libc.ts';
-import { MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, mount, unmount } from '../linux/mount.ts';
 import type { Logger } from '../supervisor/log-store.ts';
+import { readLimited, withEsp } from './esp.ts';
 import { measure } from './extend-pcr.ts';
 
 const FW_CFG = '/sys/firmware/qemu_fw_cfg/by_name/opt/ashlar/node-parameters/raw';
-const ESP_MOUNT = '/efi';
-const ESP_FILE = `${ESP_MOUNT}/EFI/ashlar/node-parameters.json`;
-/** The ESP is the first partition (docs/architecture.md). */
-const ESP_NUMBER = 1;
+const ESP_FILE = 'EFI/ashlar/node-parameters.json';
 const NODE_PARAMETERS_PCR = 14;
 /** More than the decoder takes, so that it can say how much too many there are; a file longer than this is cut here. */
 const READ_MAX_BYTES = 1024 * 1024;
@@ -51,43 +45,11 @@ interface Source {
 }
 
 async function readFwCfg(): Promise<Source | null> {
-  const bytes = await readLimited(FW_CFG);
+  const bytes = await readLimited(FW_CFG, READ_MAX_BYTES);
   return bytes === null ? null : { name: 'fw_cfg', bytes };
 }
 
 async function readEsp(disk: string, log: Logger): Promise<Source | null> {
-  const esp = listPartitions(disk).find(({ number }) => number === ESP_NUMBER);
-  if (esp === undefined) return null;
-  const flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
-  try {
-    mount({ source: esp.path, target: ESP_MOUNT, type: 'vfat', flags });
-  } catch (error) {
-    log.warning(`cannot look for node parameters on ${esp.path}: ${String(error)}`);
-    return null;
-  }
-  try {
-    const bytes = await readLimited(ESP_FILE);
-    return bytes === null ? null : { name: 'the ESP', bytes };
-  } finally {
-    unmount(ESP_MOUNT);
-  }
-}
-
-/** Null when there is no such file. */
-async function readLimited(path: string): Promise<Buffer | null> {
-  try {
-    await using file = await open(path, 'r');
-    const chunks: Buffer[] = [];
-    for (let length = 0; length < READ_MAX_BYTES; ) {
-      const chunk = Buffer.alloc(64 * 1024);
-      const { bytesRead } = await file.read(chunk, 0, chunk.length, null);
-      if (bytesRead === 0) break;
-      chunks.push(chunk.subarray(0, bytesRead));
-      length += bytesRead;
-    }
-    return Buffer.concat(chunks);
-  } catch (error) {
-    if (isErrno(error, 'ENOENT', 'ENOTDIR')) return null;
-    throw error;
-  }
+  const bytes = await withEsp(disk, log, (directory) => readLimited(`${directory}/${ESP_FILE}`, READ_MAX_BYTES));
+  return bytes === null ? null : { name: 'the ESP', bytes };
 }

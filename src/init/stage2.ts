@@ -19,6 +19,7 @@ import { createAttestor } from './attest-client.ts';
 import type { Stage1Record, Timeline } from './boot-record.ts';
 import { enterInitCgroup } from './cgroup.ts';
 import { watchChildren } from './children.ts';
+import { enrolSecureBoot } from './enrol-secure-boot.ts';
 import { ensureIdentity, type NodeIdentity } from './identity.ts';
 import { startInitServer } from './init-server.ts';
 import { applyKernelSettings } from './kernel-settings.ts';
@@ -62,6 +63,10 @@ export async function runStage2(stage: Stage, stage1: Stage1Record): Promise<voi
   const hasTpm = stage1.hasTpm === 'yes';
   try {
     const parameters = await readParameters({ disk: stage1.disk, hasTpm }, log);
+    if (await enrolKeys(parameters, stage1.disk, system, log)) {
+      await shutdown.begin('reboot', 'Secure Boot keys were enrolled');
+      return;
+    }
     const systemDisk = `/dev/${stage1.disk}`;
     await openData({ system, systemDisk, parameters, hasTpm }, facts, shutdown, stage);
     const identity = await establishIdentity(system, facts, logStore);
@@ -110,6 +115,20 @@ async function readParameters(place: NodeParametersPlace, log: Logger): Promise<
   } catch (error) {
     if (error instanceof NodeParametersError) throw new NeedsHuman('parameters', error, { isCapped: false });
     throw error;
+  }
+}
+
+/** True when the machine has to restart. Before any data is sealed: see `enrol-secure-boot.ts`. */
+async function enrolKeys(
+  { secureBoot }: NodeParameters,
+  disk: string,
+  { partitionUuid }: SystemDescription,
+  log: Logger,
+): Promise<boolean> {
+  try {
+    return await enrolSecureBoot({ disk, partitionUuid, isAllowed: secureBoot?.enrolKeys === true }, log);
+  } catch (error) {
+    throw new NeedsHuman('secure-boot', error, { isCapped: false });
   }
 }
 

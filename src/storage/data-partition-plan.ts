@@ -98,6 +98,12 @@ export function planDataPartition(disk: DiskState, newUuid: string): DataPlan {
   return { partition, creates, steps };
 }
 
+/** Data was made on this disk, says either copy of its table. */
+export function holdsInitialisedData(gpt: DecodedGpt): boolean {
+  const isData = ({ typeGuid }: GptPartition) => typeGuid === diskLayout.data.typeGuid;
+  return [...gpt.partitions, ...gpt.otherPartitions].some((partition) => isData(partition) && isInitialised(partition));
+}
+
 function isInitialised({ attributes }: GptPartition): boolean {
   return (attributes & (1n << BigInt(initialisedAttributeBit))) !== 0n;
 }

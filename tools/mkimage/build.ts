@@ -18,6 +18,7 @@ import { orderServices, parseServiceManifest } from '../../src/supervisor/servic
 import { fileSha256 } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
 import { BUNDLES, type Bundle, bundle } from './bundle.ts';
+import { readEnrolmentFiles } from './enrolment-files.ts';
 import { createElfReader, type TreeEntry } from './file-tree.ts';
 import { type BuiltImagePaths, finishImage, type PreparedImage, timer } from './finish-image.ts';
 import type { BuiltFiles } from './image-manifest.ts';
@@ -44,6 +45,8 @@ export interface BuildOptions {
   signers?: { policy?: Signer | undefined; secureBoot?: Signer | undefined } | undefined;
   /** Services more, which attack the node; the keys must be test-only. @default none */
   testVariantDir?: string | undefined;
+  /** `.auth` files for the ESP, which a node may enrol when its parameters say so. @default none */
+  enrolmentDir?: string | undefined;
   /** Take the suite's newest where the mirror no longer has the locked version. @default false */
   allowDrift?: boolean | undefined;
   /** @default the mirror that the host's apt uses */
@@ -110,6 +113,10 @@ async function prepareImage(
   const { version } = packageJson;
   const epoch = options.epoch ?? (await readEpoch());
   refuseUnfitKeys(keys, options.testVariantDir);
+  const enrolment =
+    options.enrolmentDir === undefined
+      ? undefined
+      : await readEnrolmentFiles(options.enrolmentDir, keys.dbCertificatePem);
 
   const fetched = await timed('packages', async () =>
     fetchPackages(await readPackageLock(), ['tools', 'kernel', 'boot', 'firmware', 'image'], {
@@ -224,7 +231,7 @@ async function prepareImage(
     files: { system: systemEntries.map(manifestFile), initramfs: initramfs.entries.map(manifestFile) },
   };
   const toolsKey = toolRoot.key;
-  return { prepared: { version, buildTime, epoch, toolsKey, keys, uki, system, manifest }, toolRoot };
+  return { prepared: { version, buildTime, epoch, toolsKey, keys, uki, system, enrolment, manifest }, toolRoot };
 }
 
 /** The epoch of images of this source tree. */

@@ -6,6 +6,7 @@ import { type FileHandle, mkdtemp, open, readFile, rm, utimes, writeFile } from 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { encodeGpt, type Gpt, gptTailSize } from '../../src/formats/gpt.ts';
+import type { EnrolmentFiles } from '../../src/formats/secure-boot-enrolment.ts';
 import { diskLayout, partitionAlignmentBytes } from '../../src/storage/disk-layout.ts';
 import { inputHash } from '../host/cache.ts';
 import type { SystemImage } from './system-image.ts';
@@ -20,6 +21,8 @@ const FAT_EPOCH = 315_532_800;
 export interface DiskImageOptions {
   path: string;
   uki: Uint8Array;
+  /** Becomes EFI/ashlar/keys on the ESP. @default none */
+  enrolment?: EnrolmentFiles | undefined;
   system: SystemImage;
   buildTime: number;
   toolRoot: ToolRoot;
@@ -72,11 +75,15 @@ async function writeEsp(options: DiskImageOptions, offset: number): Promise<void
   const { toolRoot, signal, buildTime } = options;
   const directory = await mkdtemp(join(tmpdir(), 'ashlar-esp-'));
   try {
-    const uki = join(directory, 'uki');
-    await writeFile(uki, options.uki);
     // A file's time comes from its source, a directory's from SOURCE_DATE_EPOCH.
     const seconds = Math.max(buildTime, FAT_EPOCH);
-    await utimes(uki, seconds, seconds);
+    const add = async (name: string, content: Uint8Array) => {
+      await writeFile(join(directory, name), content);
+      await utimes(join(directory, name), seconds, seconds);
+    };
+    await add('uki', options.uki);
+    const auth = Object.entries(options.enrolment ?? {});
+    for (const [name, content] of auth) await add(`${name}.auth`, content);
     const volumeId = options.system.rootHash.slice(0, 8);
     const kibibytes = diskLayout.esp.sizeBytes / 1024;
     const script = [
@@ -84,6 +91,8 @@ async function writeEsp(options: DiskImageOptions, offset: number): Promise<void
       `mmd -i /disk@@${offset} ::/EFI ::/EFI/BOOT ::/EFI/ashlar`,
       `mcopy -m -i /disk@@${offset} /in/uki ::/EFI/BOOT/BOOTX64.EFI`,
       `mcopy -m -i /disk@@${offset} /in/uki ::/EFI/ashlar/a.efi`,
+      ...(auth.length === 0 ? [] : [`mmd -i /disk@@${offset} ::/EFI/ashlar/keys`]),
+      ...auth.map(([name]) => `mcopy -m -i /disk@@${offset} /in/${name}.auth ::/EFI/ashlar/keys/${name}.auth`),
     ].join(' && ');
     await runInToolRoot(toolRoot, 'sh', ['-c', script], {
       binds: [

@@ -2,6 +2,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { copyFile, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import type { EnrolmentFiles } from '../../src/formats/secure-boot-enrolment.ts';
 import { fileSha256 } from '../host/cache.ts';
 import { writeDiskImage } from './disk-image.ts';
 import type { PublicKeys } from './keys.ts';
@@ -21,6 +22,8 @@ export interface PreparedImage {
   /** With zeros in place of signatures. */
   readonly uki: Uint8Array;
   readonly system: SystemImage;
+  /** For the ESP. */
+  readonly enrolment: EnrolmentFiles | undefined;
   /** manifest.json, with an empty list of partitions. */
   readonly manifest: Readonly<Record<string, unknown>>;
 }
@@ -69,7 +72,9 @@ export async function finishImage(options: {
     const gpt = await timed('disk image', async () => {
       await writeFile(join(temporary, `${name}.efi`), uki);
       await copyFile(system.path, join(temporary, `${name}.system.img`));
-      return writeDiskImage({ path: join(temporary, `${name}.disk.img`), uki, system, buildTime, toolRoot, signal });
+      const path = join(temporary, `${name}.disk.img`);
+      const { enrolment } = prepared;
+      return writeDiskImage({ path, uki, enrolment, system, buildTime, toolRoot, signal });
     });
     const measurements = withDiskImage(predictMeasurements(uki, keys, epoch), gpt);
     await writeFile(join(temporary, 'measurements.json'), formatMeasurements(measurements));

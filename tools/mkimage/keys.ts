@@ -23,7 +23,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { type SecureBootVariables, secureBootVariables } from '../../src/formats/efi-signature-list.ts';
 import { createCertificate } from '../../src/formats/x509.ts';
-import { command, commandGroup } from '../host/command-line.ts';
+import { command } from '../host/command-line.ts';
 import { xdgDataDirectory } from '../host/xdg.ts';
 
 const generateKeyPair = promisify(generateKeyPairCallback);
@@ -288,25 +288,19 @@ async function exists(path: string): Promise<boolean> {
   }
 }
 
-export const keysCommands = commandGroup({
-  name: 'keys',
-  summary: 'Make the keys that sign images, policies and updates',
-  commands: [
-    command({
-      name: 'generate',
-      summary: 'Make Secure Boot PK, KEK and db, the policy key and the update key',
-      options: {
-        out: { type: 'string', value: 'DIR', required: true, summary: 'a directory that does not exist yet' },
-        development: { type: 'boolean', summary: 'mark the certificates as not to be shipped' },
-        'test-only': {
-          type: 'boolean',
-          summary: 'mark them as keys of test variants (build --test-variant), which every other build refuses',
-        },
-      },
-      run: async ({ out, development, 'test-only': isTestOnly }, { print }) => {
-        await generateKeys(out, { isDevelopment: development, isTestOnly });
-        print(`wrote ${resolve(out)}`);
-      },
-    }),
-  ],
+export const generateKeysCommand = command({
+  name: 'generate',
+  summary: 'Make Secure Boot PK, KEK and db, the policy key and the update key',
+  options: {
+    out: { type: 'string', value: 'DIR', required: true, summary: 'a directory that does not exist yet' },
+    development: { type: 'boolean', summary: 'mark the certificates as not to be shipped' },
+    'test-only': {
+      type: 'boolean',
+      summary: 'mark them as keys of test variants (build --test-variant), which every other build refuses',
+    },
+  },
+  run: async ({ out, development, 'test-only': isTestOnly }, { print }) => {
+    await generateKeys(out, { isDevelopment: development, isTestOnly });
+    print(`wrote ${resolve(out)}`);
+  },
 });

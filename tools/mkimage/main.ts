@@ -2,8 +2,9 @@
 import { relative } from 'node:path';
 import { command, commandGroup, runCommandLine, UsageError } from '../host/command-line.ts';
 import { buildImage, buildUnsignedImage } from './build.ts';
+import { exportAuthCommand } from './enrolment-files.ts';
 import { inspectCommand } from './inspect.ts';
-import { keysCommands } from './keys.ts';
+import { generateKeysCommand } from './keys.ts';
 import { LOCK_FILE, lockPackages, writePackageLock } from './packages.ts';
 import { signCommand, signerOptions, signersFrom } from './sign.ts';
 
@@ -24,6 +25,11 @@ const build = command({
       summary: 'keys to sign with; otherwise development keys, never to be shipped',
     },
     ...signerOptions,
+    enrolment: {
+      type: 'string',
+      value: 'DIR',
+      summary: 'puts the .auth files of DIR on the ESP, for nodes that may enrol them (docs/signing.md)',
+    },
     unsigned: {
       type: 'boolean',
       summary: 'stop before signing and say what must be signed; needs no private key (docs/signing.md)',
@@ -55,6 +61,7 @@ const build = command({
       keysDir: keys,
       signers: { policy, secureBoot },
       testVariantDir: values['test-variant'],
+      enrolmentDir: values.enrolment,
       epoch,
       allowDrift: values['allow-drift'],
       mirror,
@@ -98,11 +105,17 @@ const lock = command({
   },
 });
 
+const keys = commandGroup({
+  name: 'keys',
+  summary: 'Make the keys that sign images, policies and updates, and the files that enrol them',
+  commands: [generateKeysCommand, exportAuthCommand],
+});
+
 process.exitCode = await runCommandLine(
   commandGroup({
     name: 'mkimage',
     summary: 'Builds, signs, measures and inspects Ashlar images',
-    commands: [build, signCommand, lock, keysCommands, inspectCommand],
+    commands: [build, signCommand, lock, keys, inspectCommand],
   }),
   process.argv.slice(2),
 );

@@ -66,6 +66,7 @@ before(async () => {
       hashStartBlock: 1,
       sha256: hash,
     },
+    enrolment: undefined,
     manifest: { name: 'ashlar', partitions: [] },
   };
   const withKeys = await loadKeys(privateKeys);

@@ -10,7 +10,7 @@ import { command, UsageError } from '../host/command-line.ts';
 import type { Progress } from '../host/progress.ts';
 import { type BuiltImagePaths, finishImage, imageName, type PreparedImage } from './finish-image.ts';
 import { fetchPackages, readPackageLock } from './packages.ts';
-import { parseSigner, pinOf, type Signer, type SignerOptions, signatureFrom } from './signer.ts';
+import { parseSigner, pinFrom, type Signer, type SignerOptions, signatureFrom } from './signer.ts';
 import {
   checkSignature,
   decodeSignatures,
@@ -167,9 +167,7 @@ export async function signersFrom(
   values: { 'policy-key': string | undefined; 'secure-boot-key': string | undefined; 'pin-fd': number | undefined },
   signal: AbortSignal,
 ): Promise<SignersAtHand> {
-  const pinFd = values['pin-fd'];
-  const pin = pinFd === undefined ? undefined : pinOf(await readFile(`/proc/self/fd/${pinFd}`));
-  const options: SignerOptions = { pin, signal };
+  const options: SignerOptions = { pin: await pinFrom(values['pin-fd']), signal };
   const [policy, secureBoot] = [values['policy-key'], values['secure-boot-key']];
   return {
     ...(policy === undefined ? {} : { policy: parseSigner(policy, options) }),

@@ -14,13 +14,13 @@ import { spkiFingerprint } from '../../src/formats/x509.ts';
 import type { Keys } from './keys.ts';
 import { signWithToken } from './pkcs11.ts';
 import { parsePkcs11Uri } from './pkcs11-uri.ts';
-import { checkSignature, requestedKey, type SignatureRequest } from './signing-request.ts';
+import { checkSignature, requestedKey, type Signable } from './signing-request.ts';
 
 export interface Signer {
   /** For messages: `file KEYS/db.key`, `token "ops"`. Holds no secret. */
   readonly description: string;
   /** The raw signature, not yet checked. */
-  sign(request: SignatureRequest): Promise<Uint8Array>;
+  sign(request: Signable): Promise<Uint8Array>;
 }
 
 /** Who signs what. */
@@ -46,7 +46,7 @@ export function parseSigner(written: string, options: SignerOptions = {}): Signe
 }
 
 /** Asks the signer, and believes nothing: a signature that does not verify is an error here. */
-export async function signatureFrom(signer: Signer, request: SignatureRequest): Promise<Uint8Array> {
+export async function signatureFrom(signer: Signer, request: Signable): Promise<Uint8Array> {
   const signature = await signer.sign(request);
   checkSignature(request, signature, signer.description);
   return signature;
@@ -74,7 +74,7 @@ function fileSigner(path: string): Signer {
 }
 
 /** With a private key in memory. */
-export function signWithKey({ toBeSigned }: SignatureRequest, key: KeyObject): Uint8Array {
+export function signWithKey({ toBeSigned }: Signable, key: KeyObject): Uint8Array {
   return sign('sha256', toBeSigned, { key, padding: constants.RSA_PKCS1_PADDING });
 }
 
@@ -101,6 +101,11 @@ function tokenSigner(written: string, { pin }: SignerOptions): Signer {
         pin: uri.pinSource === undefined ? pin : pinOf(await readPrivate(uri.pinSource, 'PIN')),
       }),
   };
+}
+
+/** The PIN that a descriptor gives; undefined when none is named. */
+export async function pinFrom(descriptor: number | undefined): Promise<Uint8Array | undefined> {
+  return descriptor === undefined ? undefined : pinOf(await readFile(`/proc/self/fd/${descriptor}`));
 }
 
 /** A PIN without the line end that an editor leaves. @throws Error when it is empty or too long. */

@@ -6,7 +6,7 @@
  * There are two rounds. The policy key approves PCR 11 first; its signatures are part of the image (`.pcrsig`), so what
  * the Secure Boot key signs is known only with them.
  */
-import { constants, createHash, createPublicKey, verify, X509Certificate } from 'node:crypto';
+import { constants, createHash, createPublicKey, type KeyObject, verify, X509Certificate } from 'node:crypto';
 import { authenticodeDigestSignatureInput } from '../../src/formats/authenticode.ts';
 import { type Check, type Checked, list, object, oneOf, ShapeError, text } from '../../src/formats/json-shape.ts';
 import { spkiFingerprint } from '../../src/formats/x509.ts';
@@ -22,7 +22,11 @@ const requestFormat = 'ashlar-signing-request/1';
 const signaturesFormat = 'ashlar-signatures/1';
 const maxSignatures = 65;
 
+/** What an image needs. */
 export type SignatureRequest = PolicyRequest | SecureBootRequest;
+
+/** All that a signer may be asked for. */
+export type Signable = SignatureRequest | EnrolmentRequest;
 
 export interface PolicyRequest {
   readonly purpose: 'policy';
@@ -40,6 +44,15 @@ export interface SecureBootRequest {
   readonly name: string;
   /** Of the image with its policy signatures in it. */
   readonly authenticodeDigest: Uint8Array;
+  /** Of the key that must sign. */
+  readonly certificatePem: string;
+  readonly toBeSigned: Uint8Array;
+}
+
+/** An authenticated write of a Secure Boot variable. */
+export interface EnrolmentRequest {
+  readonly purpose: 'enrolment';
+  readonly name: string;
   /** Of the key that must sign. */
   readonly certificatePem: string;
   readonly toBeSigned: Uint8Array;
@@ -67,26 +80,31 @@ export function secureBootRequest(authenticodeDigest: Uint8Array, certificatePem
 }
 
 /** The key that must make the signature. */
-export function requestedKey(request: SignatureRequest) {
+export function requestedKey(request: Signable): KeyObject {
   return request.purpose === 'policy'
     ? createPublicKey(request.publicKeyPem)
     : new X509Certificate(request.certificatePem).publicKey;
 }
 
 /** @throws Error naming the signature when the requested key did not make it. @param from who gave it, for the message. */
-export function checkSignature(request: SignatureRequest, signature: Uint8Array, from: string): void {
+export function checkSignature(request: Signable, signature: Uint8Array, from: string): void {
   const key = requestedKey(request);
   const expectedBytes = Math.ceil((key.asymmetricKeyDetails?.modulusLength ?? 0) / 8);
   const refuse = (reason: string): never => {
-    const whose = request.purpose === 'policy' ? 'policy.pub' : 'db.crt';
     throw new Error(
-      `cannot use signature ${request.name} from ${from}: ${reason}; it must be ${signatureAlgorithm} by the key of ${whose}, ${spkiFingerprint(key)}, over the bytes with SHA-256 ${sha256(request.toBeSigned)}`,
+      `cannot use signature ${request.name} from ${from}: ${reason}; it must be ${signatureAlgorithm} by ${nameOfKey(request)}, ${spkiFingerprint(key)}, over the bytes with SHA-256 ${sha256(request.toBeSigned)}`,
     );
   };
   if (signature.length !== expectedBytes) refuse(`it has ${signature.length} bytes, not ${expectedBytes}`);
   if (!verify('sha256', request.toBeSigned, { key, padding: constants.RSA_PKCS1_PADDING }, signature)) {
     refuse('it does not verify');
   }
+}
+
+function nameOfKey(request: Signable): string {
+  if (request.purpose === 'policy') return 'the key of policy.pub';
+  const { subject } = new X509Certificate(request.certificatePem);
+  return `the key of ${request.purpose === 'secure-boot' ? 'db.crt' : 'certificate'} "${subject.replaceAll('\n', ', ')}"`;
 }
 
 /** A signature that waits for others: it covers bytes that they are part of. */

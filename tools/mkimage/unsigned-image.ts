@@ -13,6 +13,7 @@ import { randomBytes } from 'node:crypto';
 import { copyFile, mkdir, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { type Check, exactly, flag, integer, object, ShapeError, text } from '../../src/formats/json-shape.ts';
+import type { EnrolmentFiles } from '../../src/formats/secure-boot-enrolment.ts';
 import { maxEpoch } from '../../src/measure/policy.ts';
 import { fileSha256 } from '../host/cache.ts';
 import { imageName, type PreparedImage } from './finish-image.ts';
@@ -35,32 +36,38 @@ const anyObject: Check<Record<string, unknown>> = (value, path) => {
   return { ...value };
 };
 
-const imageDocument = object({
-  version: exactly(1),
-  image: object({ version: text({ max: 64 }), buildTime: natural, epoch: integer({ min: 1, max: maxEpoch }) }),
-  toolsKey: sha256,
-  uki: object({ sha256 }),
-  system: object({
-    sizeBytes: natural,
-    partitionUuid: text({ max: 36 }),
-    rootHash: sha256,
-    salt: text({ max: 512, pattern: /^[0-9a-f]*$/ }),
-    dataBlocks: natural,
-    hashStartBlock: natural,
-    sha256,
-  }),
-  keys: object({
-    isDevelopment: flag,
-    isTestOnly: flag,
-    ownerGuid: text({ max: 36 }),
-    pkCertificatePem: pem,
-    kekCertificatePem: pem,
-    dbCertificatePem: pem,
-    policyPublicKeyPem: pem,
-    updatePublicKeyPem: pem,
-  }),
-  manifest: anyObject,
-});
+const base64: Check<Uint8Array> = (value, path) =>
+  Buffer.from(text({ max: 128 * 1024, pattern: /^[A-Za-z0-9+/]+={0,2}$/ })(value, path), 'base64');
+
+const imageDocument = object(
+  {
+    version: exactly(1),
+    image: object({ version: text({ max: 64 }), buildTime: natural, epoch: integer({ min: 1, max: maxEpoch }) }),
+    toolsKey: sha256,
+    uki: object({ sha256 }),
+    system: object({
+      sizeBytes: natural,
+      partitionUuid: text({ max: 36 }),
+      rootHash: sha256,
+      salt: text({ max: 512, pattern: /^[0-9a-f]*$/ }),
+      dataBlocks: natural,
+      hashStartBlock: natural,
+      sha256,
+    }),
+    keys: object({
+      isDevelopment: flag,
+      isTestOnly: flag,
+      ownerGuid: text({ max: 36 }),
+      pkCertificatePem: pem,
+      kekCertificatePem: pem,
+      dbCertificatePem: pem,
+      policyPublicKeyPem: pem,
+      updatePublicKeyPem: pem,
+    }),
+    manifest: anyObject,
+  },
+  { enrolment: object({ db: base64, KEK: base64, PK: base64 }) },
+);
 
 /** Where an image that is built to `outDir` waits. */
 export const unsignedDirectory = (outDir: string): string => join(resolve(outDir), 'unsigned');
@@ -74,7 +81,7 @@ export async function writeUnsignedImage(
   const temporary = join(resolve(outDir), `.unsigned-${randomBytes(6).toString('hex')}`);
   await mkdir(temporary, { recursive: true });
   try {
-    const { version, buildTime, epoch, toolsKey, keys, uki, system, manifest } = prepared;
+    const { version, buildTime, epoch, toolsKey, keys, uki, system, enrolment, manifest } = prepared;
     const { path: systemPath, ...ofSystem } = system;
     const { directory: _directory, ...ofKeys } = keys;
     await writeFile(join(temporary, 'uki'), uki);
@@ -86,6 +93,7 @@ export async function writeUnsignedImage(
       uki: { sha256: await fileSha256(join(temporary, 'uki')) },
       system: ofSystem,
       keys: ofKeys,
+      ...(enrolment !== undefined && { enrolment: base64Of(enrolment) }),
       manifest,
     };
     await writeFile(join(temporary, 'image.json'), `${JSON.stringify(image, undefined, 1)}\n`);
@@ -148,6 +156,7 @@ export async function readUnsignedImage(
       keys: { directory, ...keys },
       uki: await readFile(join(directory, 'uki')),
       system: { path: join(directory, 'system.img'), ...system },
+      enrolment: document.enrolment,
       manifest,
     },
     signatures: signatures === undefined ? new Map() : decodeSignatures(signatures),
@@ -177,6 +186,12 @@ export async function replaceFile(path: string, content: string): Promise<void> 
     await rm(temporary, { force: true });
     throw error;
   }
+}
+
+function base64Of(files: EnrolmentFiles): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(files).map(([name, bytes]) => [name, Buffer.from(bytes).toString('base64')]),
+  );
 }
 
 async function readIfThere(path: string): Promise<string | undefined> {
