@@ -84,6 +84,75 @@ describe('decodeEventLog', () => {
     );
   });
 
+  describe('of real machines', () => {
+    const [separator] = [{ pcr: 7, type: 4, data: Buffer.alloc(4) }];
+    const sha1Event = (pcr: number, type: number, data: Uint8Array): Buffer => {
+      const frame = Buffer.alloc(32, 0xab);
+      frame.writeUInt32LE(pcr, 0);
+      frame.writeUInt32LE(type, 4);
+      frame.writeUInt32LE(data.length, 28);
+      return Buffer.concat([frame, data]);
+    };
+
+    it('is read when it has SHA-1 digests only', () => {
+      const specId = Buffer.from('Spec ID Event00\0\0\0\0\0\0\x02\0\x01\0', 'latin1');
+      const log = decodeEventLog(Buffer.concat([sha1Event(0, 3, specId), sha1Event(4, 5, Buffer.from('boot'))]));
+      assert.deepEqual([log.format, log.algorithms, log.header], ['sha1', ['sha1'], undefined]);
+      assert.deepEqual(
+        log.entries.map(({ index, pcr, typeName, digests }) => [index, pcr, typeName, digests.get('sha1')?.length]),
+        [
+          [0, 0, 'EV_NO_ACTION', 20],
+          [1, 4, 'EV_ACTION', 20],
+        ],
+      );
+    });
+
+    it('may be padded with zeros, or with erased flash', () => {
+      for (const padding of [Buffer.alloc(5000), Buffer.alloc(37, 0xff)]) {
+        const log = decodeEventLog(Buffer.concat([encodeEventLog([separator, separator]), padding]));
+        assert.deepEqual([log.entries.length, log.unreadBytes, log.warnings], [2, 0, []]);
+      }
+    });
+
+    it('may name algorithms that nobody knows, whose digests have the size that the header says', () => {
+      const known = Buffer.from(encodeEventLog([separator]));
+      // SHA-1 renamed, in the header and in the event.
+      known.writeUInt16LE(0x0099, 32 + 28);
+      known.writeUInt16LE(0x0099, 32 + 37 + 12);
+      const log = decodeEventLog(known);
+      assert.deepEqual(log.algorithms, ['0x0099', 'sha256']);
+      assert.equal(log.entries[0]?.digests.get('0x0099')?.length, 20);
+      assert.match(log.warnings.join(), /algorithm 0x0099, which is not known: that bank is not replayed/);
+    });
+
+    it('may have events of types and registers that are none', () => {
+      const log = decodeEventLog(
+        encodeEventLog([
+          { pcr: 0xffff_ffff, type: 3, data: Buffer.from('maker') },
+          { pcr: 0xffff_ffff, type: 0x402, data: Buffer.from('maker') },
+        ]),
+      );
+      assert.deepEqual(
+        log.entries.map(({ typeName, warnings }) => [typeName, warnings]),
+        [
+          ['EV_NO_ACTION', []],
+          ['0x402', ['PCR 4294967295 is no register: it is not replayed']],
+        ],
+      );
+    });
+
+    it('may give a digest of a bank that the header does not name', () => {
+      const other = Buffer.from(encodeEventLog([separator]));
+      // The header names SHA-256 and SM3; the event has SHA-1 and SHA-256.
+      other.writeUInt16LE(0x0012, 32 + 28);
+      other.writeUInt16LE(32, 32 + 30);
+      const log = decodeEventLog(other);
+      assert.equal(log.unreadBytes, 0);
+      assert.match(log.entries[0]?.warnings.join() ?? '', /sha1 digest is of a bank that the header does not name/);
+      assert.match(log.entries[0]?.warnings.join() ?? '', /it has no sm3-256 digest/);
+    });
+  });
+
   it('answers mutated logs with a log or a FormatError', () => {
     for (const bytes of mutations(encodeEventLog(events), { seed: 17, count: 3000 })) {
       try {
