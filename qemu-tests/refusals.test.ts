@@ -182,7 +182,8 @@ async function lockOut(lab: Lab, tcti: string): Promise<void> {
     '--recovery-time=86400',
     '--lockout-recovery-time=86400',
   ]);
-  await tpm2('createprimary', ['-C', 'o', '-c', path('primary.ctx')]);
+  // The node has given the owner hierarchy an authorization value; the endorsement hierarchy has none.
+  await tpm2('createprimary', ['-C', 'e', '-c', path('primary.ctx')]);
   await tpm2('create', ['-C', path('primary.ctx'), '-p', 'right', '-u', path('k.pub'), '-r', path('k.priv')]);
   await tpm2('load', ['-C', path('primary.ctx'), '-u', path('k.pub'), '-r', path('k.priv'), '-c', path('k.ctx')]);
   await writeFile(path('message'), 'x');

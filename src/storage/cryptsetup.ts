@@ -1,18 +1,28 @@
 /**
  * The one place that loads libcryptsetup (2.6 to 2.8, soname 12): making and opening LUKS2 volumes of one fixed shape
- * (`luks-header.ts` has the shape). Calls block; they belong in a Worker.
+ * (`luks-metadata.ts` has the shape). Calls block; they belong in a Worker.
  *
  * Bound with RTLD_DEEPBIND, as libcryptsetup must use the libcrypto it was linked with and not the OpenSSL symbols that
  * Node.js exports. Locking is off: nobody else touches these devices, and the lock files would need /run/cryptsetup.
  */
 import koffi from 'koffi';
-import { CIPHER, CIPHER_MODE, HEADER_BYTES, KEY_BYTES, METADATA_BYTES, SECTOR_BYTES } from './luks-header.ts';
+import { CIPHER, CIPHER_MODE, HEADER_BYTES, KEY_BYTES, METADATA_BYTES, SECTOR_BYTES } from './luks-metadata.ts';
 
 const LUKS2 = 'LUKS2';
 /** The inputs are keys of full entropy: iterations add nothing, and Argon2 needs memory a small node lacks. */
 const PBKDF_ITERATIONS = 1000;
 const PBKDF_NO_BENCHMARK = 2;
 const SECTOR_512 = 512;
+/** struct crypt_pbkdf_type. */
+const KEY_DERIVATION = {
+  type: 'pbkdf2',
+  hash: 'sha256',
+  timeMs: 0,
+  iterations: PBKDF_ITERATIONS,
+  maxMemoryKb: 0,
+  parallelThreads: 0,
+  flags: PBKDF_NO_BENCHMARK,
+} as const;
 
 type NativeArgument = number | bigint | string | Uint8Array | null | object;
 type NativeFunction = (...args: NativeArgument[]) => unknown;
@@ -39,6 +49,30 @@ export function isWrongKey(error: unknown): boolean {
 export interface SlotKey {
   readonly slot: number;
   readonly key: Uint8Array;
+}
+
+/** struct crypt_pbkdf_type and struct crypt_params_luks2. */
+function parameterStructs() {
+  const pbkdf = koffi.struct({
+    type: 'const char *',
+    hash: 'const char *',
+    timeMs: 'uint32_t',
+    iterations: 'uint32_t',
+    maxMemoryKb: 'uint32_t',
+    parallelThreads: 'uint32_t',
+    flags: 'uint32_t',
+  });
+  const luks2 = koffi.struct({
+    pbkdf: koffi.pointer(pbkdf),
+    integrity: 'const char *',
+    integrityParameters: 'void *',
+    dataAlignment: 'size_t',
+    dataDevice: 'const char *',
+    sectorSize: 'uint32_t',
+    label: 'const char *',
+    subsystem: 'const char *',
+  });
+  return { pbkdf, luks2 };
 }
 
 /** The library with its messages; dispose it when done. */
@@ -74,21 +108,18 @@ class Cryptsetup implements Disposable {
   }
 }
 
-/** A LUKS2 header (in a file or at the start of a device) and the device its data is on. */
+/** A LUKS2 header in a file, and the device its data is on. */
 export class LuksVolume implements Disposable {
   readonly #cryptsetup: Cryptsetup;
+  readonly #structs = parameterStructs();
   readonly #handle = Buffer.alloc(8);
   readonly #path: string;
 
   private constructor(cryptsetup: Cryptsetup, headerPath: string, dataPath: string) {
     this.#cryptsetup = cryptsetup;
     this.#path = dataPath;
-    if (headerPath === dataPath) {
-      this.#call('open', 'int crypt_init(void *cd, const char *device)', this.#handle, dataPath);
-    } else {
-      const prototype = 'int crypt_init_data_device(void *cd, const char *header, const char *data)';
-      this.#call('open', prototype, this.#handle, headerPath, dataPath);
-    }
+    const prototype = 'int crypt_init_data_device(void *cd, const char *header, const char *data)';
+    this.#call('open', prototype, this.#handle, headerPath, dataPath);
   }
 
   static #open(headerPath: string, dataPath: string): LuksVolume {
@@ -102,13 +133,13 @@ export class LuksVolume implements Disposable {
   }
 
   /**
-   * Makes a new volume on a device or file; what was there is lost. The volume key is made by the library and stays in
-   * it. Add key slots next.
+   * Makes the header of a new volume in a file; what the file holds is lost. The volume key is made by the library and
+   * stays in it. Add key slots next.
    *
    * @param uuid also the partition's
    */
-  static format(path: string, { uuid, label }: { uuid: string; label: string }): LuksVolume {
-    const volume = LuksVolume.#open(path, path);
+  static format(headerPath: string, dataPath: string, { uuid, label }: { uuid: string; label: string }): LuksVolume {
+    const volume = LuksVolume.#open(headerPath, dataPath);
     try {
       volume.#format(uuid, label);
       return volume;
@@ -134,18 +165,30 @@ export class LuksVolume implements Disposable {
     }
   }
 
-  /** Adds a key slot to a volume that was just formatted. */
-  addSlot({ slot, key }: SlotKey): void {
+  /** Adds a key slot. `volumeKey` may be absent only for a volume that was just formatted: then the library has it. */
+  addSlot({ slot, key }: SlotKey, volumeKey?: Uint8Array): void {
+    const kdf = koffi.as(KEY_DERIVATION, koffi.pointer(this.#structs.pbkdf));
+    this.#call('set the key derivation of', 'int crypt_set_pbkdf_type(void *cd, void *pbkdf)', this.#device, kdf);
     this.#call(
       `add key slot ${slot} to`,
       'int crypt_keyslot_add_by_volume_key(void *cd, int slot, void *volumeKey, size_t volumeKeySize, void *key, size_t keySize)',
       this.#device,
       slot,
-      null,
-      0,
+      volumeKey ?? null,
+      volumeKey?.length ?? 0,
       key,
       key.length,
     );
+  }
+
+  /** Removes a key slot and its key material. Remove its tokens first. */
+  removeSlot(slot: number): void {
+    this.#call(`remove key slot ${slot} of`, 'int crypt_keyslot_destroy(void *cd, int slot)', this.#device, slot);
+  }
+
+  removeToken(id: number): void {
+    const prototype = 'int crypt_token_json_set(void *cd, int token, const char *json)';
+    this.#call(`remove token ${id} of`, prototype, this.#device, id, null);
   }
 
   setToken(id: number, token: object): void {
@@ -209,34 +252,6 @@ export class LuksVolume implements Disposable {
     const offsetPrototype = 'int crypt_set_data_offset(void *cd, uint64_t sectors)';
     this.#call('set the data offset of', offsetPrototype, this.#device, HEADER_BYTES / SECTOR_512);
     // The parameters' strings and nested struct live as long as the call: koffi copies them for it.
-    const pbkdf = koffi.struct({
-      type: 'const char *',
-      hash: 'const char *',
-      timeMs: 'uint32_t',
-      iterations: 'uint32_t',
-      maxMemoryKb: 'uint32_t',
-      parallelThreads: 'uint32_t',
-      flags: 'uint32_t',
-    });
-    const luks2 = koffi.struct({
-      pbkdf: koffi.pointer(pbkdf),
-      integrity: 'const char *',
-      integrityParameters: 'void *',
-      dataAlignment: 'size_t',
-      dataDevice: 'const char *',
-      sectorSize: 'uint32_t',
-      label: 'const char *',
-      subsystem: 'const char *',
-    });
-    const kdf = {
-      type: 'pbkdf2',
-      hash: 'sha256',
-      timeMs: 0,
-      iterations: PBKDF_ITERATIONS,
-      maxMemoryKb: 0,
-      parallelThreads: 0,
-      flags: PBKDF_NO_BENCHMARK,
-    };
     this.#call(
       'format',
       'int crypt_format(void *cd, const char *type, const char *cipher, const char *mode, const char *uuid, void *volumeKey, size_t volumeKeySize, void *parameters)',
@@ -249,7 +264,7 @@ export class LuksVolume implements Disposable {
       KEY_BYTES,
       koffi.as(
         {
-          pbkdf: kdf,
+          pbkdf: KEY_DERIVATION,
           integrity: null,
           integrityParameters: null,
           dataAlignment: 0,
@@ -258,7 +273,7 @@ export class LuksVolume implements Disposable {
           label,
           subsystem: null,
         },
-        koffi.pointer(luks2),
+        koffi.pointer(this.#structs.luks2),
       ),
     );
   }

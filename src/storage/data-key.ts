@@ -2,11 +2,15 @@
  * The keys of the data partition. Pure.
  *
  *   node unlock key  32 random bytes, sealed to the TPM
- *   share            32 bytes in the TPM's NV anchor            not used yet: empty
+ *   share            32 bytes in the TPM's NV anchor            empty without a TPM
  *   cluster key      32 bytes the cluster releases to a node    not used in a cluster of one: empty
  *   slot key         HKDF-SHA256(node unlock key ‖ share ‖ cluster key, salt = partition UUID,
  *                    "ashlar/data/1 recovery " ‖ SHA-256 of the recovery public key)
  *   recovery key     32 random bytes, encrypted to the operator's recovery public key
+ *
+ * From the node unlock key comes also the authorization of the anchor; from the volume key, which every way in gives
+ * (the node's or the recovery key) and which no resealing changes, come the authorization of the TPM's owner hierarchy and
+ * the key that authenticates requests to reseal.
  */
 import {
   constants,
@@ -24,7 +28,7 @@ const RECOVERY_KEY_MIN_BITS = 2048;
 const RECOVERY_KEY_MAX_BITS = 8192;
 
 /**
- * The key of slot 0. Parts that a machine does not use are empty. Wipe it after use.
+ * The key of the node's slot. Parts that a machine does not use are empty. Wipe it after use.
  *
  * The recovery public key takes part because the token that names it has no MAC: with another name in it the slot does
  * not open, so a volume that opens says truly for whom its recovery slot was made.
@@ -55,6 +59,24 @@ export function deriveSlotKey(parts: {
   const key = hkdfSync('sha256', input, uuidBytes(partitionUuid), info, UNLOCK_KEY_BYTES);
   input.fill(0);
   return Buffer.from(key);
+}
+
+/** The authorization value of a generation's anchor. Wipe it after use. */
+export function deriveAnchorAuth(nodeUnlockKey: Uint8Array, partitionUuid: string): Buffer {
+  return Buffer.from(hkdfSync('sha256', nodeUnlockKey, uuidBytes(partitionUuid), 'ashlar/anchor/1', 32));
+}
+
+/**
+ * The authorization value of the TPM's owner hierarchy. It is kept nowhere: whoever opens the volume, the node or the
+ * operator with the recovery key, can derive it. Wipe it after use.
+ */
+export function deriveOwnerAuth(volumeKey: Uint8Array, partitionUuid: string): Buffer {
+  return Buffer.from(hkdfSync('sha256', volumeKey, uuidBytes(partitionUuid), 'ashlar/tpm-owner/1', 32));
+}
+
+/** The key of requests to reseal, which the running node keeps among its data. */
+export function deriveRequestKey(volumeKey: Uint8Array, partitionUuid: string): Buffer {
+  return Buffer.from(hkdfSync('sha256', volumeKey, uuidBytes(partitionUuid), 'ashlar/reseal-request/1', 32));
 }
 
 /** Two sources of randomness joined, so that neither alone decides. */

@@ -5,50 +5,36 @@
  *                                                                 └─ HMAC ──▶ PCR 15, then leave-initrd ──▶ PCR 11
  *
  * PCR 11 is extended with `leave-initrd` as soon as the volume is open, and also when it is not: nothing that runs later
- * can unseal again. Everything that can refuse does so before the first write to the disk. This blocks: for a Worker.
+ * can unseal again. Resealing comes between, before anything of the volume but its header was read. Everything that can refuse does so before the first write to the disk. This blocks: for a Worker.
  */
 import { createHash, randomBytes, randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { addPartition, listPartitions } from '../linux/block.ts';
 import { syncDisks } from '../linux/reboot.ts';
-import { SealingError, type SealingFailure, type SealingPolicy } from '../tpm/sealing.ts';
+import type { SealingPolicy } from '../tpm/sealing.ts';
 import { Tpm } from '../tpm/tpm.ts';
-import {
-  checkDataFilesystem,
-  FilesystemDamagedError,
-  makeDataFilesystem,
-  mountData,
-  type RunProgram,
-} from './data-filesystem.ts';
-import { deriveSlotKey, encodeRecoveryToken, readRecoveryPublicKey, volumeKeyMeasurement } from './data-key.ts';
-import {
-  type DataPlan,
-  type DataStep,
-  type DiskState,
-  DiskTooSmallError,
-  planDataPartition,
-} from './data-partition-plan.ts';
-import { createDataVolume, DATA_DEVICE, openDataVolume, readDataHeader, WrongSlotKeyError } from './data-volume.ts';
-import { LuksHeaderError } from './luks-header.ts';
+import { type DataDevice, dataDevice } from './data-device.ts';
+import { checkDataFilesystem, makeDataFilesystem, mountData, type RunProgram } from './data-filesystem.ts';
+import { encodeRecoveryToken, readRecoveryPublicKey, volumeKeyMeasurement } from './data-key.ts';
+import { type DataPlan, type DataStep, type DiskState, planDataPartition } from './data-partition-plan.ts';
+import { DataPartitionError, explainRefusal } from './data-refusal.ts';
+import { DATA_DEVICE, openDataVolume, readDataHeader, repairStaleCopy } from './data-volume.ts';
 import { type RecoveryToken, recoveryKeyFingerprint, recoveryTokenOf } from './luks-tokens.ts';
-import {
-  type NewNodeKey,
-  type NodeKeyKeeper,
-  NoNodeKeyError,
-  SecureBootOffError,
-  tpmKeeper,
-  unsealedKeeper,
-} from './node-key.ts';
 import { readSystemDisk, writeTable } from './partition-table.ts';
-import { TwoSystemDisksError } from './system-disk.ts';
+import { keepRequestKey } from './reseal-request.ts';
+import { sealedVolume } from './sealed-volume.ts';
+import { unsealedVolume } from './unsealed-volume.ts';
+import type { PreparedVolume, SealingReport, UnlockedVolume, VolumeLock } from './volume-lock.ts';
+
+export { DataPartitionError, type DataRefusal } from './data-refusal.ts';
+export { type ResealRequest, requestReseal } from './reseal-request.ts';
+export type { SealingReport } from './volume-lock.ts';
 
 /** PCR of our own measurements of the volume. */
 const VOLUME_PCR = 15;
 const PHASE_PCR = 11;
 const LEAVE_INITRD = createHash('sha256').update('leave-initrd').digest();
 const REPORTED_PCRS = [4, 7, 11, 12, 13, 14, 15] as const;
-/** The NV anchor's share and the cluster's key take part in the slot key when they come; now they are empty. */
-const ABSENT = new Uint8Array();
 
 export interface DataPartitionRequest {
   /** The disk that stage 1 read the running system from, `/dev/vda`: DATA is on it and on no other. */
@@ -94,34 +80,10 @@ export interface DataPartitionResult {
   /** For whom the recovery slot was made: `SHA256:` and base64url of the SHA-256 of the public key's SPKI. */
   readonly recoveryKeyFingerprint: string;
   readonly warnings: readonly string[];
+  /** What the data is sealed to; undefined without a TPM. */
+  readonly sealing: SealingReport | undefined;
   /** SHA-256 PCRs after leave-initrd, hex by index; empty without a TPM. */
   readonly pcrs: Readonly<Record<string, string>>;
-}
-
-/** Why the data partition is not open, for callers that branch. */
-export type DataRefusal =
-  | SealingFailure
-  | 'no-tpm'
-  /** The TPM does not do what it is told, so PCR 11 may not be capped. */
-  | 'tpm-failed'
-  | 'secure-boot-off'
-  | 'disk-too-small'
-  | 'two-system-disks'
-  | 'header-refused'
-  | 'wrong-key'
-  | 'no-node-key'
-  | 'filesystem-damaged'
-  | 'failed';
-
-/** The data partition is not open. The message says what failed, why, and the way out; it holds no secret. */
-export class DataPartitionError extends Error {
-  override readonly name = 'DataPartitionError';
-  readonly refusal: DataRefusal;
-
-  constructor(refusal: DataRefusal, message: string, options?: ErrorOptions) {
-    super(message, options);
-    this.refusal = refusal;
-  }
 }
 
 /**
@@ -137,22 +99,30 @@ export async function openDataPartition(
   const phase = initrdPhase(tpm);
   try {
     using scope = new DisposableStack();
-    const keeper = chooseKeeper(request, tpm, scope);
+    const lock = chooseLock(request, tpm);
     const disk = readSystemDisk(request.systemDisk, request.systemPartitionUuid);
     const plan = planDataPartition(disk, randomUUID());
-    const volume = { recoveryKeyFingerprint: '' };
-    const opening = { request, surroundings, tpm, keeper, disk, plan, phase, volume, warnings: [...keeper.warnings] };
-    await applyPlan(opening, scope);
+    const volume: OpenVolume = {
+      recoveryKeyFingerprint: '',
+      sealing: undefined,
+      unlocked: undefined,
+      requestKey: undefined,
+    };
+    const warnings = [...lock.warnings];
+    const opening: Opening = { request, surroundings, tpm, lock, disk, plan, phase, volume, warnings, scope };
+    await applyPlan(opening);
+    if (tpm !== undefined) warnings.push(...lockoutWarning(tpm));
     return {
       state: plan.creates ? 'created' : 'opened',
       partition: partitionPath(opening),
       device: DATA_DEVICE,
       recoveryKeyFingerprint: opening.volume.recoveryKeyFingerprint,
-      warnings: opening.warnings,
+      warnings,
+      sealing: opening.volume.sealing,
       pcrs: tpm === undefined ? {} : reportPcrs(tpm),
     };
   } catch (error) {
-    throw explain(error);
+    throw explainRefusal(error);
   } finally {
     phase.leave();
   }
@@ -162,13 +132,22 @@ interface Opening {
   readonly request: DataPartitionRequest;
   readonly surroundings: DataPartitionSurroundings;
   readonly tpm: Tpm | undefined;
-  readonly keeper: NodeKeyKeeper;
+  readonly lock: VolumeLock;
   readonly disk: DiskState;
   readonly plan: DataPlan;
   readonly phase: InitrdPhase;
-  /** Of the volume once it is open. */
-  readonly volume: { recoveryKeyFingerprint: string };
+  readonly volume: OpenVolume;
   readonly warnings: string[];
+  /** Wipes what is secret when all is over. */
+  readonly scope: DisposableStack;
+}
+
+/** What is known of the volume once it is open. */
+interface OpenVolume {
+  recoveryKeyFingerprint: string;
+  sealing: SealingReport | undefined;
+  unlocked: UnlockedVolume | undefined;
+  requestKey: Buffer | undefined;
 }
 
 interface InitrdPhase {
@@ -192,9 +171,8 @@ function openTpm({ paths: { tpm: path }, hasTpm }: DataPartitionRequest): Tpm | 
   if (!isThere && !hasTpm) return undefined;
   return trustTpm('use the TPM', () => {
     if (!isThere) throw new Error(`there is no ${path}, though this machine started with a TPM`);
-    const tpm = new Tpm(path.includes(':') ? path : `device:${path}`);
-    tpm.startup();
-    return tpm;
+    // The firmware has started it, and else the kernel's driver.
+    return new Tpm(path.includes(':') ? path : `device:${path}`);
   });
 }
 
@@ -207,13 +185,12 @@ function trustTpm<T>(action: string, call: () => T): T {
   }
 }
 
-function chooseKeeper(request: DataPartitionRequest, tpm: Tpm | undefined, scope: DisposableStack): NodeKeyKeeper {
-  const { policy, paths, isTpmRequired } = request;
+function chooseLock({ policy, paths, isTpmRequired }: DataPartitionRequest, tpm: Tpm | undefined): VolumeLock {
+  const directory = { path: paths.headers };
   if (tpm !== undefined) {
-    const rootKey = scope.use(tpm.storageRootKey());
-    return tpmKeeper(tpm, rootKey, { policy, pcrSignaturePath: paths.pcrSignature, efivars: paths.efivars });
+    return sealedVolume({ tpm, policy, pcrSignaturePath: paths.pcrSignature, efivars: paths.efivars }, directory);
   }
-  if (!isTpmRequired) return unsealedKeeper();
+  if (!isTpmRequired) return unsealedVolume(directory);
   throw new DataPartitionError(
     'no-tpm',
     `cannot open the data partition: this machine has no TPM 2.0 (there is no ${paths.tpm}); switch it on in the ` +
@@ -221,27 +198,47 @@ function chooseKeeper(request: DataPartitionRequest, tpm: Tpm | undefined, scope
   );
 }
 
-async function applyPlan(opening: Opening, scope: DisposableStack): Promise<void> {
-  const { plan, keeper, request, disk, surroundings } = opening;
+function lockoutWarning(tpm: Tpm): string[] {
+  const { active, counter } = tpm.lockout();
+  if (!active) return [];
+  return [
+    `the TPM is in dictionary attack lockout after ${counter} failed authorisations; the data partition's key is not ` +
+      'subject to it, but somebody has been trying passwords',
+  ];
+}
+
+async function applyPlan(opening: Opening): Promise<void> {
+  const { plan, disk, surroundings } = opening;
   // Whatever can refuse a new volume does so here, before the table is touched.
-  const creation = plan.creates ? prepareCreation(keeper, request, scope) : undefined;
+  const creation = plan.creates ? prepareCreation(opening) : undefined;
   if (creation !== undefined) surroundings.report(`creating the data partition on ${disk.path}`);
   for (const step of plan.steps) await applyStep(opening, step, creation);
+  // After the mark, so that a first boot that is cut before it finds a TPM without owner and can begin again.
+  takeOwnership(opening);
+}
+
+/** The data is open: what fails here is for the next boot to finish. */
+function takeOwnership({ volume, warnings }: Opening): void {
+  try {
+    volume.unlocked?.takeOwnership();
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    warnings.push(`the TPM's owner hierarchy has no authorization value yet; the next boot tries again: ${message}`);
+  }
 }
 
 interface Creation {
-  readonly nodeKey: NewNodeKey;
+  readonly volume: PreparedVolume;
   readonly recoveryKey: Buffer;
-  readonly recoveryToken: ReturnType<typeof encodeRecoveryToken>;
+  readonly recoveryToken: RecoveryToken;
 }
 
-function prepareCreation(keeper: NodeKeyKeeper, request: DataPartitionRequest, scope: DisposableStack): Creation {
+function prepareCreation({ lock, request, plan, scope }: Opening): Creation {
   const recoveryPublicKey = readRecoveryPublicKey(request.recoveryPublicKeyPem);
   const recoveryKey = randomBytes(32);
   scope.defer(() => recoveryKey.fill(0));
-  const nodeKey = keeper.create();
-  scope.defer(() => nodeKey.key.fill(0));
-  return { nodeKey, recoveryKey, recoveryToken: encodeRecoveryToken(recoveryKey, recoveryPublicKey) };
+  const recoveryToken = encodeRecoveryToken(recoveryKey, recoveryPublicKey);
+  return { volume: scope.use(lock.prepare(plan.partition.uniqueGuid)), recoveryKey, recoveryToken };
 }
 
 async function applyStep(opening: Opening, step: DataStep, creation: Creation | undefined): Promise<void> {
@@ -254,7 +251,7 @@ async function applyStep(opening: Opening, step: DataStep, creation: Creation | 
       return addPartition(disk.path, step);
     case 'create-volume':
       if (creation === undefined) throw new Error('cannot create the data volume: its keys were not prepared');
-      return createVolume(opening, creation);
+      return creation.volume.create(deviceOf(opening), { key: creation.recoveryKey, token: creation.recoveryToken });
     case 'open-volume':
       return openVolume(opening);
     case 'make-filesystem':
@@ -266,56 +263,52 @@ async function applyStep(opening: Opening, step: DataStep, creation: Creation | 
       return;
     }
     case 'mount':
-      return mountData(DATA_DEVICE, request.paths.mountPoint);
+      mountData(DATA_DEVICE, request.paths.mountPoint);
+      return keepKeyOfRequests(opening);
     case 'mark-initialised':
       syncDisks();
       return writeTable(disk.path, step.gpt, step.first);
   }
 }
 
-function createVolume(opening: Opening, { nodeKey, recoveryKey, recoveryToken }: Creation): void {
-  const uuid = opening.plan.partition.uniqueGuid;
-  const slotKey = slotKeyOf(nodeKey.key, uuid, recoveryToken);
-  try {
-    const nodeTokens = nodeKey.tokens;
-    createDataVolume(partitionPath(opening), { uuid, slotKey, recoveryKey, nodeTokens, recoveryToken });
-  } finally {
-    slotKey.fill(0);
-  }
-}
-
 /** Also right after creation: what was just written must pass the same checks as on every later boot. */
 function openVolume(opening: Opening): void {
-  const { plan, keeper, request, tpm, phase, warnings, surroundings } = opening;
+  const { plan, lock, request, tpm, phase, warnings, surroundings, scope, volume: open } = opening;
   const uuid = plan.partition.uniqueGuid;
-  const path = partitionPath(opening);
-  const header = readDataHeader(path, uuid);
-  const nodeKey = keeper.recall(header.accepted.tokens);
-  const recoveryToken = recoveryTokenOf(header.accepted.tokens);
-  const slotKey = slotKeyOf(nodeKey, uuid, recoveryToken);
-  nodeKey.fill(0);
-  try {
-    using volume = openDataVolume(path, header, slotKey, { path: request.paths.headers });
-    // The slot opened, so the token names the key that the volume was made with.
-    opening.volume.recoveryKeyFingerprint = recoveryKeyFingerprint(recoveryToken);
-    volume.activate();
-    tpm?.extendPcr(VOLUME_PCR, volumeKeyMeasurement(volume.volumeKey, uuid));
-    phase.leave();
-    if (volume.repair()) warnings.push('one copy of the LUKS2 header was damaged or out of date and was written again');
-    surroundings.report(`${path} is open as ${DATA_DEVICE}`);
-    surroundings.report(`the recovery key of the data is ${opening.volume.recoveryKeyFingerprint}`);
-  } finally {
-    slotKey.fill(0);
+  const device = deviceOf(opening);
+  const header = readDataHeader(device, uuid);
+  const unlocked = scope.use(lock.unlock(device, header));
+  const key = { slot: unlocked.slot, key: unlocked.slotKey };
+  using volume = openDataVolume(device.path, header, key, { path: request.paths.headers });
+  // The slot opened, so the token names the key that the volume was made with.
+  open.recoveryKeyFingerprint = recoveryKeyFingerprint(recoveryTokenOf(header.accepted.tokens));
+  const settled = unlocked.settle(volume.volumeKey);
+  warnings.push(...settled.warnings);
+  open.sealing = settled.sealing;
+  open.unlocked = unlocked;
+  open.requestKey = settled.requestKey;
+  scope.defer(() => settled.requestKey?.fill(0));
+  if (settled.sealing?.resealed !== undefined) surroundings.report(`resealed: ${settled.sealing.resealed}`);
+  volume.activate();
+  tpm?.extendPcr(VOLUME_PCR, volumeKeyMeasurement(volume.volumeKey, uuid));
+  phase.leave();
+  if (repairStaleCopy(device, settled.header)) {
+    warnings.push('one copy of the LUKS2 header was damaged or out of date and was written again');
   }
+  surroundings.report(`${device.path} is open as ${DATA_DEVICE}`);
+  surroundings.report(`the recovery key of the data is ${open.recoveryKeyFingerprint}`);
 }
 
-function slotKeyOf(
-  nodeUnlockKey: Uint8Array,
-  partitionUuid: string,
-  { publicKeySha256 }: Pick<RecoveryToken, 'publicKeySha256'>,
-): Buffer {
-  const absent = { share: ABSENT, clusterUnlockKey: ABSENT };
-  return deriveSlotKey({ nodeUnlockKey, ...absent, partitionUuid, recoveryPublicKeySha256: publicKeySha256 });
+async function keepKeyOfRequests(opening: Opening): Promise<void> {
+  const { request, volume } = opening;
+  if (volume.sealing === undefined || volume.requestKey === undefined) return;
+  const { generation } = volume.sealing;
+  const partition = partitionPath(opening);
+  await keepRequestKey(request.paths.mountPoint, { partition, generation, key: volume.requestKey });
+}
+
+function deviceOf(opening: Opening): DataDevice {
+  return dataDevice(partitionPath(opening));
 }
 
 function partitionPath({ disk, plan }: Pick<Opening, 'disk' | 'plan'>): string {
@@ -327,44 +320,4 @@ function partitionPath({ disk, plan }: Pick<Opening, 'disk' | 'plan'>): string {
 
 function reportPcrs(tpm: Tpm): Record<string, string> {
   return Object.fromEntries([...tpm.readPcrs(REPORTED_PCRS)].map(([index, value]) => [index, value.toString('hex')]));
-}
-
-const RECOVER = 'the data is untouched; open it with the recovery key: docs/data-partition.md, "Recovery"';
-
-const HEADER_WAY_OUT =
-  'nothing was written; put back a copy of the header, or give the data up: docs/data-partition.md, "A refused header"';
-
-/** One error for the reader: what failed, why, the way out. */
-function explain(error: unknown): DataPartitionError {
-  if (error instanceof DataPartitionError) return error;
-  const message = error instanceof Error ? error.message : String(error);
-  const failed = (refusal: DataRefusal, text: string) => new DataPartitionError(refusal, text, { cause: error });
-  if (error instanceof TwoSystemDisksError) return failed('two-system-disks', message);
-  if (error instanceof DiskTooSmallError) return failed('disk-too-small', message);
-  if (error instanceof SecureBootOffError) return failed('secure-boot-off', `cannot seal the node key: ${message}`);
-  if (error instanceof SealingError) {
-    if (error.failure === 'pcr-not-zero') return failed('pcr-not-zero', `cannot open the data partition: ${message}`);
-    const what =
-      error.failure === 'another-tpm'
-        ? `this data partition belongs to another TPM: ${message}`
-        : `cannot unseal the node key: ${message}`;
-    return failed(error.failure, `${what}; ${RECOVER}`);
-  }
-  if (error instanceof LuksHeaderError) {
-    return failed(
-      'header-refused',
-      `cannot open the data partition: its LUKS2 header is refused: ${message}; ${HEADER_WAY_OUT}`,
-    );
-  }
-  if (error instanceof NoNodeKeyError)
-    return failed('no-node-key', `cannot open the data partition: ${message}; ${RECOVER}`);
-  if (error instanceof WrongSlotKeyError) {
-    return failed(
-      'wrong-key',
-      `cannot open the data partition: ${message}; it is another volume than the key's, or its header ` +
-        `names another recovery key than it was made with; ${RECOVER}`,
-    );
-  }
-  if (error instanceof FilesystemDamagedError) return failed('filesystem-damaged', message);
-  return failed('failed', `cannot open the data partition: ${message}`);
 }

@@ -3,19 +3,23 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { openDataVolume, readDataHeader, WrongSlotKeyError } from './data-volume.ts';
-import { makeVolume } from './data-volume-fixture.ts';
-import { HEADER_BYTES, METADATA_BYTES } from './luks-header.ts';
+import { openDataVolume, readDataHeader, repairStaleCopy, WrongSlotKeyError } from './data-volume.ts';
+import { type FixtureVolume, makeVolume } from './data-volume-fixture.ts';
+import type { DataHeader } from './header-mac.ts';
+import { HEADER_BYTES, METADATA_BYTES } from './luks-metadata.ts';
 
 function run(program: string, args: readonly string[], input?: Uint8Array): string {
   return execFileSync(program, args, { encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'], ...(input && { input }) });
 }
 
+/** Opens the node's slot, with its own key unless told. */
+function open(volume: FixtureVolume, header: DataHeader, key: Uint8Array = volume.slotKey) {
+  return openDataVolume(volume.path, header, { slot: 0, key }, { path: volume.directory });
+}
+
 test('a new volume opens with the slot key, and cryptsetup opens it with the same key', () => {
   using volume = makeVolume();
-  using opened = openDataVolume(volume.path, readDataHeader(volume.path, volume.uuid), volume.slotKey, {
-    path: volume.directory,
-  });
+  using opened = open(volume, readDataHeader(volume.device, volume.uuid));
   assert.equal(opened.volumeKey.length, 64);
   const key = join(volume.directory, 'key');
   writeFileSync(key, volume.slotKey);
@@ -53,19 +57,18 @@ test('the recovery key, decrypted by openssl with the operator key, opens the vo
 
 test('another key is refused as another key', () => {
   using volume = makeVolume();
-  const header = readDataHeader(volume.path, volume.uuid);
-  const directory = { path: volume.directory };
-  assert.throws(() => openDataVolume(volume.path, header, Buffer.alloc(32, 1), directory), WrongSlotKeyError);
-  assert.throws(() => openDataVolume(volume.path, header, volume.recoveryKey, directory), WrongSlotKeyError);
+  const header = readDataHeader(volume.device, volume.uuid);
+  assert.throws(() => open(volume, header, Buffer.alloc(32, 1)), WrongSlotKeyError);
+  assert.throws(() => open(volume, header, volume.recoveryKey), WrongSlotKeyError);
 });
 
 test('what is opened is the header that was checked, whatever the disk holds by then', () => {
   using volume = makeVolume();
-  const header = readDataHeader(volume.path, volume.uuid);
+  const header = readDataHeader(volume.device, volume.uuid);
   const swapped = readFileSync(volume.path);
   swapped.fill(0, 0, HEADER_BYTES);
   writeFileSync(volume.path, swapped);
-  using opened = openDataVolume(volume.path, header, volume.slotKey, { path: volume.directory });
+  using opened = open(volume, header);
   assert.equal(opened.volumeKey.length, 64);
 });
 
@@ -78,13 +81,10 @@ for (const [copy, offset] of [
     const bytes = readFileSync(volume.path);
     bytes.fill(0xff, offset, offset + 4096);
     writeFileSync(volume.path, bytes);
-    const header = readDataHeader(volume.path, volume.uuid);
+    const header = readDataHeader(volume.device, volume.uuid);
     assert.equal(header.accepted.stale, copy);
-    {
-      using opened = openDataVolume(volume.path, header, volume.slotKey, { path: volume.directory });
-      assert.equal(opened.repair(), true);
-    }
-    assert.equal(readDataHeader(volume.path, volume.uuid).accepted.stale, undefined);
+    assert.equal(repairStaleCopy(volume.device, header), true);
+    assert.equal(readDataHeader(volume.device, volume.uuid).accepted.stale, undefined);
     run('cryptsetup', ['luksDump', volume.path]);
   });
 }
@@ -92,10 +92,6 @@ for (const [copy, offset] of [
 test('a whole header is left as it is', () => {
   using volume = makeVolume();
   const before = readFileSync(volume.path);
-  {
-    const header = readDataHeader(volume.path, volume.uuid);
-    using opened = openDataVolume(volume.path, header, volume.slotKey, { path: volume.directory });
-    assert.equal(opened.repair(), false);
-  }
+  assert.equal(repairStaleCopy(volume.device, readDataHeader(volume.device, volume.uuid)), false);
   assert.ok(before.equals(readFileSync(volume.path)));
 });

@@ -1,17 +1,14 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { madeHeader } from './data-volume-fixture.ts';
-import {
-  acceptHeader,
-  copyRange,
-  HEADER_BYTES,
-  type HeaderCopy,
-  isolateAcceptedCopy,
-  LuksHeaderError,
-  METADATA_BYTES,
-} from './luks-header.ts';
+import { openDataVolume } from './data-volume.ts';
+import { type FixtureVolume, fixtureTpm2Token, madeHeader, makeVolume } from './data-volume-fixture.ts';
+import { editedHeader, hasLeftovers } from './header-edit.ts';
+import { acceptHeader, copyRange, type HeaderCopy, isolateAcceptedCopy } from './luks-header.ts';
+import { HEADER_BYTES, LuksHeaderError, METADATA_BYTES } from './luks-metadata.ts';
+import { sealedGenerations } from './luks-tokens.ts';
 
 const { bytes: HEADER, uuid: UUID } = madeHeader();
 const JSON_START = 4096;
@@ -84,6 +81,41 @@ test('the same header, written by the mutation code of this test, is accepted', 
 
 const ORIGINAL = jsonOf(HEADER);
 
+/** The header of a node that is being resealed. */
+function withBothGenerations(volume: FixtureVolume): Buffer {
+  const bytes = readFileSync(volume.path).subarray(0, HEADER_BYTES);
+  const header = { bytes, accepted: accept(bytes) };
+  using opened = openDataVolume(volume.path, header, { slot: 0, key: volume.slotKey }, { path: volume.directory });
+  const token = fixtureTpm2Token('b', 2);
+  const add = { place: 'b' as const, slotKey: Buffer.alloc(32, 1), tokens: [token, token] };
+  const { volumeKey } = opened;
+  return Buffer.from(editedHeader(header, volume.path, { add, volumeKey }, { path: volume.directory }).bytes);
+}
+
+test('a header with both generations is accepted, the newer first; with one removed, the other is left', () => {
+  using volume = makeVolume();
+  const bytes = withBothGenerations(volume);
+  const accepted = accept(bytes);
+  assert.deepEqual(
+    sealedGenerations(accepted.tokens).map(({ place, number }) => [place, number]),
+    [
+      ['b', 2],
+      ['a', 1],
+    ],
+  );
+  assert.deepEqual(
+    accepted.slotAreas.map(({ slot }) => slot),
+    [0, 1, 2],
+  );
+  const change = { remove: ['a' as const], volumeKey: new Uint8Array(64) };
+  const left = editedHeader({ bytes, accepted }, volume.path, change, { path: volume.directory });
+  assert.deepEqual(
+    sealedGenerations(left.accepted.tokens).map(({ place }) => place),
+    ['b'],
+  );
+  assert.equal(hasLeftovers(left), false);
+});
+
 const MUTATIONS: readonly [name: string, path: string, value: Json | undefined][] = [
   ['a null cipher of the segment', 'segments/0/encryption', 'cipher_null-ecb'],
   ['another cipher of the segment', 'segments/0/encryption', 'aes-cbc-essiv:sha256'],
@@ -97,6 +129,8 @@ const MUTATIONS: readonly [name: string, path: string, value: Json | undefined][
   ['a segment with flags', 'segments/0/flags', ['in-reencryption']],
   ['no segment', 'segments/0', undefined],
   ['a third key slot', 'keyslots/2', at(ORIGINAL, 'keyslots/1')],
+  ['a fourth key slot', 'keyslots/3', at(ORIGINAL, 'keyslots/1')],
+  ['a token of a place that has no slot', 'tokens/4', at(ORIGINAL, 'tokens/1')],
   ['a missing recovery slot', 'keyslots/1', undefined],
   ['a reencryption slot', 'keyslots/0/type', 'reencrypt'],
   ['a slot with a null cipher', 'keyslots/0/area/encryption', 'cipher_null-ecb'],

@@ -1,22 +1,53 @@
 /**
  * What Ashlar keeps in the LUKS2 header beside the key slots (specification, 3.6: tokens). Pure.
  *
- *   0, 1  ashlar-tpm2      the node unlock key, sealed to the TPM; two copies, each with a checksum of its own
+ *   0, 1  ashlar-tpm2      the node unlock key of generation A, sealed to the TPM; two copies, each with a checksum
+ *   3, 4  ashlar-tpm2      the same of generation B
  *   0     ashlar-unsealed  instead, on a machine without TPM: the key in the clear
  *   2     ashlar-recovery  the recovery slot's key, encrypted to the operator's public key
+ *
+ * A generation is all that opens the volume at one sealing: a key slot, its two tokens, and the anchor in the TPM
+ * (`src/tpm/anchor.ts`). The two places are used in turn, so that the next one is complete before the last one goes.
  *
  * None is secret except `ashlar-unsealed`, whose volume therefore is as open as the disk.
  */
 import { createHash } from 'node:crypto';
-import { type Check, type Checked, exactly, list, object, oneOf, ShapeError, text } from '../formats/json-shape.ts';
+import {
+  type Check,
+  type Checked,
+  exactly,
+  integer,
+  list,
+  object,
+  oneOf,
+  ShapeError,
+  text,
+} from '../formats/json-shape.ts';
+import { ANCHOR_INDICES } from '../tpm/anchor.ts';
 import type { SealedSecret } from '../tpm/sealing.ts';
+
+/** The places of generations. */
+export const PLACES = ['a', 'b'] as const;
+export type Place = (typeof PLACES)[number];
+
+/** What belongs to a place: key slot, tokens, NV index of the anchor. */
+export const GENERATION = {
+  a: { slot: 0, tokenIds: [0, 1], anchorIndex: ANCHOR_INDICES[0] },
+  b: { slot: 2, tokenIds: [3, 4], anchorIndex: ANCHOR_INDICES[1] },
+} as const satisfies Record<Place, { slot: number; tokenIds: readonly [number, number]; anchorIndex: number }>;
+export const RECOVERY_SLOT = 1;
+
+export function otherPlace(place: Place): Place {
+  return place === 'a' ? 'b' : 'a';
+}
 
 const hex32 = text({ min: 64, max: 64, pattern: /^[0-9a-f]{64}$/ });
 const base64 = text({ min: 4, max: 2048, pattern: /^[A-Za-z0-9+/]+={0,2}$/ });
-const slots = (slot: '0' | '1') => {
+/** The one key slot that a token is for, as libcryptsetup keeps it: a list of names. */
+const slots = (...choices: readonly ('0' | '1' | '2')[]) => {
   const check: Check<readonly string[]> = (value, path) => {
-    const names = list(oneOf(slot), { max: 1 })(value, path);
-    if (names.length !== 1) throw new ShapeError(path, `must be ["${slot}"]`);
+    const names = list(oneOf(...choices), { max: 1 })(value, path);
+    if (names.length !== 1) throw new ShapeError(path, `must be ["${choices.join('"] or ["')}"]`);
     return names;
   };
   return check;
@@ -24,8 +55,10 @@ const slots = (slot: '0' | '1') => {
 
 const tpm2Token = object({
   type: oneOf('ashlar-tpm2'),
-  keyslots: slots('0'),
-  version: exactly(1),
+  keyslots: slots('0', '2'),
+  version: exactly(2),
+  /** Counts sealings: of two generations the higher is the newer. */
+  generation: integer({ min: 1, max: 2 ** 31 }),
   policyRef: text({ min: 1, max: 64, pattern: /^[a-z0-9.-]+$/ }),
   storageRootKeyName: text({ min: 68, max: 68, pattern: /^000b[0-9a-f]{64}$/ }),
   pcr7: hex32,
@@ -55,8 +88,8 @@ export type RecoveryToken = Checked<typeof recoveryToken>;
 export type UnsealedToken = Checked<typeof unsealedToken>;
 export type DataToken = Tpm2Token | RecoveryToken | UnsealedToken;
 
-/** Token numbers. */
-export const TOKEN_ID = { node: [0, 1], recovery: 2 } as const;
+/** Token numbers beside those of {@link GENERATION}. */
+export const TOKEN_ID = { unsealed: 0, recovery: 2 } as const;
 
 /** Reads one token. Throws `ShapeError` with `path` for anything that is none of ours. */
 export function decodeToken(value: unknown, path: string): DataToken {
@@ -73,11 +106,21 @@ export function decodeToken(value: unknown, path: string): DataToken {
   }
 }
 
-export function encodeTpm2Token(sealed: SealedSecret, policyRef: string): Tpm2Token {
+/** A generation as its tokens describe it. Nothing in it is secret. */
+export interface SealedGeneration {
+  readonly place: Place;
+  readonly number: number;
+  /** The epoch it is sealed to. */
+  readonly policyRef: string;
+  readonly sealed: SealedSecret;
+}
+
+export function encodeTpm2Token({ place, number, policyRef, sealed }: SealedGeneration): Tpm2Token {
   const token = {
     type: 'ashlar-tpm2' as const,
-    keyslots: ['0'] as const,
-    version: 1 as const,
+    keyslots: [`${GENERATION[place].slot}`] as const,
+    version: 2 as const,
+    generation: number,
     policyRef,
     storageRootKeyName: Buffer.from(sealed.storageRootKeyName).toString('hex'),
     pcr7: Buffer.from(sealed.pcr7).toString('hex'),
@@ -87,19 +130,26 @@ export function encodeTpm2Token(sealed: SealedSecret, policyRef: string): Tpm2To
   return { ...token, sha256: tpm2TokenChecksum(token) };
 }
 
-/** The sealed key of the first copy whose checksum holds; undefined when none does. */
-export function sealedSecretOf(tokens: readonly DataToken[]): (SealedSecret & { policyRef: string }) | undefined {
-  for (const token of tokens) {
-    if (token.type !== 'ashlar-tpm2' || token.sha256 !== tpm2TokenChecksum(token)) continue;
-    return {
-      policyRef: token.policyRef,
+/** The generations there are, each from its first copy whose checksum holds. The newest comes first. */
+export function sealedGenerations(tokens: readonly DataToken[]): SealedGeneration[] {
+  const found: SealedGeneration[] = [];
+  for (const place of PLACES) {
+    const token = tokens.find(
+      (candidate): candidate is Tpm2Token =>
+        candidate.type === 'ashlar-tpm2' &&
+        candidate.keyslots[0] === `${GENERATION[place].slot}` &&
+        candidate.sha256 === tpm2TokenChecksum(candidate),
+    );
+    if (token === undefined) continue;
+    const sealed = {
       storageRootKeyName: Buffer.from(token.storageRootKeyName, 'hex'),
       pcr7: Buffer.from(token.pcr7, 'hex'),
       publicArea: Buffer.from(token.publicArea, 'base64'),
       privateArea: Buffer.from(token.privateArea, 'base64'),
     };
+    found.push({ place, number: token.generation, policyRef: token.policyRef, sealed });
   }
-  return undefined;
+  return found.sort((a, b) => b.number - a.number);
 }
 
 /** The recovery token of an accepted header, which has exactly one. */
@@ -115,7 +165,7 @@ export function recoveryKeyFingerprint({ publicKeySha256 }: Pick<RecoveryToken, 
 }
 
 function tpm2TokenChecksum(token: Omit<Tpm2Token, 'sha256'>): string {
-  const { policyRef, storageRootKeyName, pcr7, publicArea, privateArea } = token;
-  const fields = JSON.stringify([policyRef, storageRootKeyName, pcr7, publicArea, privateArea]);
-  return createHash('sha256').update(fields).digest('hex');
+  const { keyslots, generation, policyRef, storageRootKeyName, pcr7, publicArea, privateArea } = token;
+  const fields = [keyslots[0], generation, policyRef, storageRootKeyName, pcr7, publicArea, privateArea];
+  return createHash('sha256').update(JSON.stringify(fields)).digest('hex');
 }

@@ -71,14 +71,22 @@ const ZERO_PCR_REASONS: Record<(typeof ZERO_PCRS)[number], string> = {
 };
 
 /**
- * Seals `secret` (at most 128 bytes) to the TPM's present state.
+ * Seals `secret` (at most 128 bytes) to the TPM's present state, or to one with another PCR 7.
  *
- * The caller has checked that Secure Boot is on. Throws `SealingError` (`pcr-not-zero`) or `TpmError`.
+ * The caller has checked that Secure Boot is on.
+ *
+ * @param pcr7 of the state to seal to. Then nothing of the present state is asked, so that a machine which has left its
+ *   initrd phase can seal for its next boot. Without it PCR 12, 13 and 15 must be zero now.
+ *
+ * Throws `SealingError` or `TpmError`.
  */
-export function sealSecret(tpm: Tpm, rootKey: StorageRootKey, secret: Uint8Array, policy: SealingPolicy): SealedSecret {
-  const pcrs = tpm.readPcrs(sealedPcrs);
-  requireZeroPcrs(pcrs);
-  const pcr7 = pcrs.get(7) ?? Buffer.alloc(0);
+export function sealSecret(
+  tpm: Tpm,
+  rootKey: StorageRootKey,
+  secret: Uint8Array,
+  policy: SealingPolicy,
+  pcr7: Uint8Array = presentPcr7(tpm),
+): SealedSecret {
   if (pcr7.every((byte) => byte === 0)) {
     throw new SealingError(
       'policy-not-met',
@@ -90,6 +98,12 @@ export function sealSecret(tpm: Tpm, rootKey: StorageRootKey, secret: Uint8Array
   using session = tpm.encryptedSession(rootKey);
   const sealed = tpm.seal(rootKey, session, { secret, authPolicy });
   return { ...sealed, storageRootKeyName: rootKey.name, pcr7 };
+}
+
+function presentPcr7(tpm: Tpm): Uint8Array {
+  const pcrs = tpm.readPcrs(sealedPcrs);
+  requireZeroPcrs(pcrs);
+  return pcrs.get(7) ?? Buffer.alloc(32);
 }
 
 /**
@@ -116,9 +130,11 @@ export function selectPcrSignatures(json: Uint8Array, policy: SealingPolicy): Pc
 }
 
 /**
- * Unseals what {@link sealSecret} has sealed. Wipe the result after use.
+ * Unseals what {@link sealSecret} has sealed, in eight commands. Why the TPM
+ * refuses is found out only afterwards. Wipe the result after use.
  *
  * @param signatures the image's PCR 11 signatures by the policy key; the one that matches the present PCR 11 is used
+ * @param scope what the three objects in the TPM are flushed with; without it, before this returns
  *
  * Throws `SealingError`, or `TpmError` for what has no better explanation.
  */
@@ -128,32 +144,43 @@ export function unsealSecret(
   sealed: SealedSecret,
   policy: SealingPolicy,
   signatures: readonly PcrSignature[],
+  scope?: DisposableStack,
 ): Buffer {
   requireSameTpm(rootKey, sealed);
-  const pcrs = tpm.readPcrs([...sealedPcrs, IMAGE_PCR]);
-  requireZeroPcrs(pcrs);
-  using session = tpm.encryptedSession(rootKey);
-  using object = loadSealed(tpm, rootKey, session, sealed);
-  using policySession = tpm.policySession(rootKey);
-  authorizeImage(tpm, policySession, policy, signatures, pcrs);
-  tpm.policyPcr(policySession, sealedPcrs);
+  using own = new DisposableStack();
+  const loaded = scope ?? own;
+  const session = loaded.use(tpm.policySession(rootKey));
+  const object = loaded.use(loadSealed(tpm, rootKey, sealed));
+  const key = loaded.use(tpm.loadExternal(encodeRsaPolicyKey(createPublicKey(policy.policyKeyPem))));
+  authorizeImage(tpm, session, key, signatures);
+  tpm.policyPcr(session, sealedPcrs);
   try {
-    return tpm.unseal(object, policySession);
+    return tpm.unseal(object, session);
   } catch (error) {
     if (!isTpmError(error, TPM_RC.policyFail)) throw error;
-    const now = pcrs.get(7) ?? Buffer.alloc(0);
-    if (Buffer.compare(now, sealed.pcr7) !== 0) {
-      throw new SealingError(
-        'pcr-7-changed',
-        `PCR 7 is ${now.toString('hex')}, the key was sealed to ${Buffer.from(sealed.pcr7).toString('hex')}: ` +
-          'Secure Boot was switched off, its keys or revocation list changed, or the image was signed with another key',
-        { cause: error },
-      );
-    }
-    throw new SealingError('policy-not-met', `the TPM finds the sealing policy not met: ${error.message}`, {
-      cause: error,
-    });
+    throw explainPolicyFailure(tpm, sealed, error);
   }
+}
+
+/** What of the policy is not met, as far as the PCRs tell. */
+function explainPolicyFailure(tpm: Tpm, sealed: SealedSecret, cause: Error): SealingError {
+  const pcrs = tpm.readPcrs(sealedPcrs);
+  try {
+    requireZeroPcrs(pcrs);
+  } catch (error) {
+    if (error instanceof SealingError) return error;
+    throw error;
+  }
+  const now = pcrs.get(7) ?? Buffer.alloc(0);
+  if (Buffer.compare(now, sealed.pcr7) !== 0) {
+    return new SealingError(
+      'pcr-7-changed',
+      `PCR 7 is ${now.toString('hex')}, the key was sealed to ${Buffer.from(sealed.pcr7).toString('hex')}: ` +
+        'Secure Boot was switched off, its keys or revocation list changed, or the image was signed with another key',
+      { cause },
+    );
+  }
+  return new SealingError('policy-not-met', `the TPM finds the sealing policy not met: ${cause.message}`, { cause });
 }
 
 function requireSameTpm(rootKey: StorageRootKey, sealed: SealedSecret): void {
@@ -168,9 +195,9 @@ function requireSameTpm(rootKey: StorageRootKey, sealed: SealedSecret): void {
   }
 }
 
-function loadSealed(tpm: Tpm, rootKey: StorageRootKey, session: TpmHandle, sealed: SealedSecret): TpmHandle {
+function loadSealed(tpm: Tpm, rootKey: StorageRootKey, sealed: SealedSecret): TpmHandle {
   try {
-    return tpm.load(rootKey, session, sealed);
+    return tpm.load(rootKey, sealed);
   } catch (error) {
     if (!isTpmError(error, TPM_RC.integrity)) throw error;
     throw new SealingError('another-tpm', `the TPM does not recognise the sealed key: ${error.message}`, {
@@ -183,47 +210,43 @@ function loadSealed(tpm: Tpm, rootKey: StorageRootKey, session: TpmHandle, seale
 function authorizeImage(
   tpm: Tpm,
   session: TpmHandle,
-  policy: SealingPolicy,
+  key: TpmHandle & { readonly name: Uint8Array },
   signatures: readonly PcrSignature[],
-  pcrs: ReadonlyMap<number, Uint8Array>,
 ): void {
-  using key = tpm.loadExternal(encodeRsaPolicyKey(createPublicKey(policy.policyKeyPem)));
   tpm.policyPcr(session, [IMAGE_PCR]);
-  const reached = tpm.policyDigest(session);
-  const signed = signatures.find((candidate) => reached.equals(candidate.policy));
-  if (signed === undefined) {
-    throw new SealingError(
-      'image-not-allowed',
-      `PCR 11 is ${Buffer.from(pcrs.get(IMAGE_PCR) ?? []).toString('hex')}, for which the image brings no signature of ` +
-        'the policy key: the initrd phase is over already (restart), or the image was altered',
-    );
-  }
+  const [first, ...others] = signatures;
+  // An image has one signature for each epoch; with more the session tells which is meant.
+  const reached = others.length > 0 ? tpm.policyDigest(session) : undefined;
+  const signed = reached === undefined ? first : signatures.find(({ policy }) => reached.equals(policy));
+  if (signed === undefined) throw unsignedPcr11(tpm);
   try {
-    const ticket = tpm.verifySignature(
-      key,
-      sha256(pcrSignatureInput(signed.policy, signed.policyRef)),
-      signed.signature,
-    );
+    const digest = sha256(pcrSignatureInput(signed.policy, signed.policyRef));
     tpm.policyAuthorize(session, {
       approvedPolicy: signed.policy,
       policyRef: Buffer.from(signed.policyRef, 'utf8'),
       keyName: key.name,
-      ticket,
+      ticket: tpm.verifySignature(key, digest, signed.signature),
     });
   } catch (error) {
-    if (!isTpmError(error, TPM_RC.signature, TPM_RC.value)) throw error;
-    throw new SealingError(
-      'image-not-allowed',
-      `the image's PCR 11 signature is not of the policy key: ${error.message}`,
-      {
-        cause: error,
-      },
-    );
+    if (isTpmError(error, TPM_RC.value)) throw unsignedPcr11(tpm, error);
+    if (!isTpmError(error, TPM_RC.signature)) throw error;
+    const message = `the image's PCR 11 signature is not of the policy key: ${error.message}`;
+    throw new SealingError('image-not-allowed', message, { cause: error });
   }
 }
 
+function unsignedPcr11(tpm: Tpm, cause?: Error): SealingError {
+  const pcr11 = tpm.readPcrs([IMAGE_PCR]).get(IMAGE_PCR) ?? Buffer.alloc(0);
+  return new SealingError(
+    'image-not-allowed',
+    `PCR 11 is ${pcr11.toString('hex')}, for which the image brings no signature of the policy key: the initrd phase is ` +
+      'over already (restart), or the image was altered',
+    { cause },
+  );
+}
+
 /** A key's name, without the algorithm before the digest. */
-function shortName(name: Uint8Array): string {
+export function shortName(name: Uint8Array): string {
   return shortHex(name.subarray(2));
 }
 

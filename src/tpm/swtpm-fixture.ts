@@ -18,8 +18,8 @@ export interface SoftwareTpm extends AsyncDisposable {
   tool(name: string, ...args: string[]): string;
   /** Where {@link tool} runs. */
   readonly directory: string;
-  /** Switches it off and on: PCRs are as after power-on, NV and seeds stay. */
-  restart(): Promise<void>;
+  /** Switches it off and on: PCRs are as after power-on, NV and seeds stay. `whileOff` may change what they are kept in. */
+  restart(whileOff?: () => void): Promise<void>;
 }
 
 /** tpm2-tss would write every expected refusal to stderr. Must be set before its first call. */
@@ -49,8 +49,9 @@ export async function startSoftwareTpm(
         encoding: 'utf8',
         stdio: ['ignore', 'pipe', 'pipe'],
       }),
-    async restart() {
+    async restart(whileOff) {
       await stop();
+      whileOff?.();
       stop = await startProcess(directory, socket, family);
     },
     async [Symbol.asyncDispose]() {

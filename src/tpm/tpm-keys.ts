@@ -139,13 +139,16 @@ export class TpmKeys extends TpmSessions {
     }
   }
 
-  /** Loads a sealed object. Throws `TpmError` with `TPM_RC.integrity` when another TPM made it. */
-  load(parent: TpmHandle, session: TpmHandle, sealed: SealedObject): TpmHandle {
+  /**
+   * Loads a sealed object below a parent with an empty authorization value. Nothing that is sent is secret: the private
+   * area is encrypted by the parent. Throws `TpmError` with `TPM_RC.integrity` when another TPM made it.
+   */
+  load(parent: TpmHandle, sealed: SealedObject): TpmHandle {
     const object = new Output();
     this.tss.run(
       'Esys_Load',
       parent.handle,
-      session.handle,
+      ESYS.password,
       ESYS.none,
       ESYS.none,
       this.tss.structure('TPM2B_PRIVATE', encodeSized(sealed.privateArea)),

@@ -139,7 +139,7 @@ test('a refusal is an error with the layer and the text of tpm2-tss', () => {
   using rootKey = tpm.storageRootKey();
   using session = tpm.encryptedSession(rootKey);
   const sealed = tpm.seal(rootKey, session, { secret: Buffer.alloc(32), authPolicy: Buffer.alloc(32, 9) });
-  using object = tpm.load(rootKey, session, sealed);
+  using object = tpm.load(rootKey, sealed);
   using policy = tpm.policySession(rootKey);
   assert.throws(
     () => tpm.unseal(object, policy),
