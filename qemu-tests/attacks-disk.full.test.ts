@@ -4,11 +4,11 @@
  */
 import assert from 'node:assert/strict';
 import { randomBytes, randomUUID } from 'node:crypto';
-import { open, readFile } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodeRecoveryToken, readRecoveryPublicKey } from '../src/storage/data-key.ts';
-import { createDataVolume } from '../src/storage/data-volume.ts';
-import { HEADER_BYTES } from '../src/storage/luks-header.ts';
+import { newHeader } from '../src/storage/header-edit.ts';
+import { HEADER_BYTES } from '../src/storage/luks-metadata.ts';
 import { type DataToken, decodeToken } from '../src/storage/luks-tokens.ts';
 import { runProcess } from '../tools/host/run-process.ts';
 import { partitionOf } from './lab/disk-edits.ts';
@@ -85,8 +85,8 @@ async function attackersVolume(lab: Lab, uuid: string, nodeTokens: readonly Data
   const { nodeParameters } = createOwner();
   const recoveryKey = randomBytes(32);
   const recoveryToken = encodeRecoveryToken(recoveryKey, readRecoveryPublicKey(nodeParameters.recovery.publicKeyPem));
-  createDataVolume(path, { uuid, slotKey: randomBytes(32), recoveryKey, nodeTokens, recoveryToken });
-  return (await readFile(path)).subarray(0, HEADER_BYTES);
+  const generation = { place: 'a' as const, slotKey: randomBytes(32), tokens: nodeTokens };
+  return Buffer.from(newHeader(path, { uuid, generation, recoveryKey, recoveryToken }, { path: lab.directory }).bytes);
 }
 
 function sealedTokens(header: Buffer): DataToken[] {

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { HEADER_BYTES, METADATA_BYTES } from '../../src/storage/luks-header.ts';
+import { HEADER_BYTES, METADATA_BYTES } from '../../src/storage/luks-metadata.ts';
 import type { Machine } from '../machine/machine.ts';
 import { partitionOf } from './disk-edits.ts';
 

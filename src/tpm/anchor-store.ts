@@ -2,7 +2,7 @@
 import { NV } from '../formats/tpm-nv-public.ts';
 import { ANCHOR_BYTES, ANCHOR_INDICES, type Anchor, decodeAnchor, encodeAnchor } from './anchor.ts';
 import type { NvIndex, Tpm, TpmHandle } from './tpm.ts';
-import { isTpmError, TPM_RC } from './tss.ts';
+import { isTpmError, TPM_RC } from './tpm-error.ts';
 
 /** Neither the owner nor a policy reads or writes, and wrong values neither lock the TPM nor fail in a lockout. */
 const ATTRIBUTES = NV.authRead + NV.authWrite + NV.noDictionaryAttackProtection;

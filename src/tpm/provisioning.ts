@@ -11,7 +11,7 @@
 import { timingSafeEqual } from 'node:crypto';
 import { SealingError, shortName } from './sealing.ts';
 import { STORAGE_ROOT_KEY_HANDLE, type StorageRootKey, type Tpm } from './tpm.ts';
-import { isTpmError, TPM_RC } from './tss.ts';
+import { isTpmError, TPM_RC } from './tpm-error.ts';
 
 const WAY_OUT =
   'clear the TPM in the firmware settings (what was sealed to it, by another system too, is lost then), and restart';
