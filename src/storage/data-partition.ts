@@ -9,7 +9,7 @@
  */
 import { createHash, randomBytes, randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { addPartition, listPartitions } from '../linux/block.ts';
+import { addPartition } from '../linux/block.ts';
 import { syncDisks } from '../linux/reboot.ts';
 import type { SealingPolicy } from '../tpm/sealing.ts';
 import { Tpm } from '../tpm/tpm.ts';
@@ -20,7 +20,7 @@ import { type DataPlan, type DataStep, type DiskState, planDataPartition } from 
 import { DataPartitionError, explainRefusal } from './data-refusal.ts';
 import { DATA_DEVICE, openDataVolume, readDataHeader, repairStaleCopy } from './data-volume.ts';
 import { type RecoveryToken, recoveryKeyFingerprint, recoveryTokenOf } from './luks-tokens.ts';
-import { readSystemDisk, writeTable } from './partition-table.ts';
+import { partitionPath, readSystemDisk, writeTable } from './partition-table.ts';
 import { keepRequestKey } from './reseal-request.ts';
 import { sealedVolume } from './sealed-volume.ts';
 import { unsealedVolume } from './unsealed-volume.ts';
@@ -114,7 +114,7 @@ export async function openDataPartition(
     if (tpm !== undefined) warnings.push(...lockoutWarning(tpm));
     return {
       state: plan.creates ? 'created' : 'opened',
-      partition: partitionPath(opening),
+      partition: deviceOf(opening).path,
       device: DATA_DEVICE,
       recoveryKeyFingerprint: opening.volume.recoveryKeyFingerprint,
       warnings,
@@ -303,19 +303,12 @@ async function keepKeyOfRequests(opening: Opening): Promise<void> {
   const { request, volume } = opening;
   if (volume.sealing === undefined || volume.requestKey === undefined) return;
   const { generation } = volume.sealing;
-  const partition = partitionPath(opening);
+  const partition = deviceOf(opening).path;
   await keepRequestKey(request.paths.mountPoint, { partition, generation, key: volume.requestKey });
 }
 
-function deviceOf(opening: Opening): DataDevice {
-  return dataDevice(partitionPath(opening));
-}
-
-function partitionPath({ disk, plan }: Pick<Opening, 'disk' | 'plan'>): string {
-  const name = disk.path.slice('/dev/'.length);
-  const found = listPartitions(name).find(({ number }) => number === plan.partition.number);
-  if (found === undefined) throw new Error(`cannot find partition ${plan.partition.number} of ${disk.path} in /sys`);
-  return found.path;
+function deviceOf({ disk, plan }: Opening): DataDevice {
+  return dataDevice(partitionPath(disk.path, plan.partition.number));
 }
 
 function reportPcrs(tpm: Tpm): Record<string, string> {

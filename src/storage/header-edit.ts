@@ -109,13 +109,14 @@ function readBack(path: string, uuid: string): DataHeader {
 }
 
 /**
- * Writes a header over another: first the areas of new key slots, which the old header does not use; then the copy that
+ * Writes a header over another: first the areas of new key slots, which the old header does not use
+ * (unless slots were removed at the same time, as recovery does); then the copy that
  * did not count, and when it is durable the other. Until the first copy is whole the old header counts, then the new one.
  */
-export function replaceHeader(device: DataDevice, { accepted: old }: DataHeader, next: DataHeader): void {
-  const isOld = new Set(old.slotAreas.map(({ offset }) => offset));
+export function replaceHeader(device: DataDevice, { bytes, accepted: old }: DataHeader, next: DataHeader): void {
   for (const { offset, size } of next.accepted.slotAreas) {
-    if (!isOld.has(offset)) device.write(offset, next.bytes.subarray(offset, offset + size));
+    const area = next.bytes.subarray(offset, offset + size);
+    if (Buffer.compare(bytes.subarray(offset, offset + size), area) !== 0) device.write(offset, area);
   }
   for (const copy of [otherCopy(old.copy), old.copy]) {
     const [start, end] = copyRange(copy);

@@ -24,6 +24,13 @@ export function readSystemDisk(systemDisk: string, partitionUuid: string): DiskS
   return { path: systemDisk, gpt, kernelPartitions: listPartitions(systemDisk.slice('/dev/'.length)) };
 }
 
+/** The device of a partition, `/dev/vda4`, as the kernel knows it. */
+export function partitionPath(diskPath: string, number: number): string {
+  const found = listPartitions(diskPath.slice('/dev/'.length)).find((partition) => partition.number === number);
+  if (found === undefined) throw new Error(`cannot find partition ${number} of ${diskPath} in /sys`);
+  return found.path;
+}
+
 function attemptTable(disk: Disk): DecodedGpt | Error {
   try {
     return readTable(disk);

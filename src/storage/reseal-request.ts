@@ -16,6 +16,7 @@ import { createHmac, timingSafeEqual } from 'node:crypto';
 import { chmod, mkdir, open, readFile, rename } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { type Checked, exactly, integer, object, text } from '../formats/json-shape.ts';
+import type { DataDevice } from './data-device.ts';
 import { HEADER_BYTES, REQUEST_OFFSET } from './luks-metadata.ts';
 
 export const REQUEST_BYTES = HEADER_BYTES - REQUEST_OFFSET;
@@ -134,6 +135,12 @@ export async function requestReseal(dataDirectory: string, request: ResealReques
   } finally {
     await device.close();
   }
+}
+
+/** Forgets a request. */
+export function clearResealRequest(device: DataDevice): void {
+  if (device.read(REQUEST_OFFSET, REQUEST_BYTES).every((byte) => byte === 0)) return;
+  device.write(REQUEST_OFFSET, Buffer.alloc(REQUEST_BYTES));
 }
 
 /** True from {@link requestReseal} until a boot has carried it out. */

@@ -22,7 +22,7 @@ import { type HeaderDirectory, newHeader, writeFirstHeader } from './header-edit
 import type { DataHeader } from './header-mac.ts';
 import { LuksHeaderError, REQUEST_OFFSET } from './luks-metadata.ts';
 import { GENERATION, PLACES, recoveryTokenOf, sealedGenerations } from './luks-tokens.ts';
-import { decodeResealRequest, REQUEST_BYTES, type ResealRequest } from './reseal-request.ts';
+import { clearResealRequest, decodeResealRequest, type ResealRequest } from './reseal-request.ts';
 import { SealedVolumeSteps } from './sealing-steps.ts';
 import {
   NoNodeKeyError,
@@ -167,9 +167,7 @@ function settle(
     steps.settle();
     const request = takeRequest(steps, requestKey, warnings);
     if (request !== undefined) resealed = reseal(machine, steps, request);
-    if (!isZero(device.read(REQUEST_OFFSET, REQUEST_BYTES))) {
-      device.write(REQUEST_OFFSET, Buffer.alloc(REQUEST_BYTES));
-    }
+    clearResealRequest(device);
   } catch (error) {
     // One generation still opens the volume: that is what the order of the steps is for.
     const message = error instanceof Error ? error.message : String(error);
@@ -209,8 +207,4 @@ function report(machine: SealingMachine, steps: SealedVolumeSteps, resealed: str
     anchor: 'ok',
     ...(resealed === undefined ? {} : { resealed }),
   };
-}
-
-function isZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
 }

@@ -28,6 +28,8 @@ export class TpmInUseError extends Error {
 export function provisionStorageRootKey(tpm: Tpm): StorageRootKey {
   try {
     const existing = tpm.persistentStorageRootKey();
+    // We own no TPM without the key: it is made before and goes with the owner only.
+    if (existing === undefined) requireUnowned(tpm);
     using session = existing && tpm.encryptedSession(existing);
     using derived = tpm.createStorageRootKey('ecc-p256', session);
     if (existing !== undefined) {
