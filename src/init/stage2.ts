@@ -35,7 +35,7 @@ import { closeMappings, createShutdown, killRemainingProcesses, type Shutdown, u
 import { watchStopRequests } from './signals.ts';
 import type { Stage } from './stage1.ts';
 import { readSystemDescription, type SystemDescription } from './system-description.ts';
-import { type UnlockOptions, UnlockRefusedError, unlockData } from './unlock-client.ts';
+import { type UnlockOptions, UnlockRefusedError, type UnlockResult, unlockData } from './unlock-client.ts';
 import { NeedsHuman, waitForHuman } from './wait-for-human.ts';
 import { armWatchdogs } from './watchdog.ts';
 
@@ -68,9 +68,9 @@ export async function runStage2(stage: Stage, stage1: Stage1Record): Promise<voi
       return;
     }
     const systemDisk = `/dev/${stage1.disk}`;
-    await openData({ system, systemDisk, parameters, hasTpm }, facts, shutdown, stage);
+    const sealing = await openData({ system, systemDisk, parameters, hasTpm }, facts, shutdown, stage);
     const identity = await establishIdentity(system, facts, logStore);
-    await startNode({ system, parameters, identity, facts, shutdown, timeline, logStore });
+    await startNode({ system, parameters, identity, sealing, facts, shutdown, timeline, logStore });
   } catch (error) {
     if (shutdown.signal.aborted) return; // the shutdown took something away from under the boot
     if (!(error instanceof NeedsHuman)) throw error;
@@ -137,7 +137,7 @@ async function openData(
   facts: BootFacts,
   shutdown: Shutdown,
   { logStore, timeline }: Stage,
-): Promise<void> {
+): Promise<UnlockResult['sealing']> {
   const log = logStore.logger('init.data');
   facts.data.state = 'opening';
   // Registered before anything is opened: a shutdown during the unlock closes what there is.
@@ -150,6 +150,7 @@ async function openData(
     const { recoveryKeyFingerprint } = result;
     facts.data = { state: 'open', createdThisBoot: result.state === 'created', recoveryKeyFingerprint };
     timeline.reach('init.data', `open (${result.partition}, ${result.state})`, 'init.data: open');
+    return result.sealing;
   } catch (error) {
     facts.data.state = 'refused';
     if (error instanceof UnlockRefusedError) throw new NeedsHuman('data', error, { isCapped: true });
@@ -176,6 +177,8 @@ interface NodeStart {
   readonly system: SystemDescription;
   readonly parameters: NodeParameters;
   readonly identity: NodeIdentity;
+  /** What the data is sealed to; undefined without a TPM. */
+  readonly sealing: UnlockResult['sealing'];
   readonly facts: BootFacts;
   readonly shutdown: Shutdown;
   readonly timeline: Timeline;
@@ -183,7 +186,7 @@ interface NodeStart {
 }
 
 async function startNode(options: NodeStart): Promise<void> {
-  const { system, parameters, identity, facts, shutdown, timeline, logStore } = options;
+  const { system, parameters, identity, sealing, facts, shutdown, timeline, logStore } = options;
   facts.stage = 'services';
   const manifests = servicesForRoles(loadServiceManifests(MANIFESTS), ROLES);
   const host = nodeServiceHost(logStore);
@@ -210,7 +213,7 @@ async function startNode(options: NodeStart): Promise<void> {
       },
       eventLog: readEventLog,
       ...createAttestor({ hasTpm: facts.tpm !== 'absent', tlsSpki: identity.nodeSpki }),
-      ...createSealingService({ sealing: undefined, dataDirectory: DATA }),
+      ...createSealingService({ sealing, dataDirectory: DATA }),
       stop: (action, reason) => void shutdown.begin(action, reason),
     },
   });

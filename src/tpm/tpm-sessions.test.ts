@@ -116,7 +116,7 @@ test('a secret behind PolicyOR opens by each branch, and by the second only for 
   const branches = [policyPcr(new Map([[16, Buffer.alloc(32)]])), policySecret(Buffer.from('40000001', 'hex'))];
   const secret = randomBytes(32);
   const sealed = tpm.seal(rootKey, session, { secret, authPolicy: policyOr(branches) });
-  using object = tpm.load(rootKey, session, sealed);
+  using object = tpm.load(rootKey, sealed);
   using policy = tpm.policySession(rootKey);
   tpm.policyPcr(policy, [16]);
   tpm.policyOr(policy, branches);
@@ -161,7 +161,7 @@ test('no secret crosses the bus in clear: not what is sealed, unsealed, stored, 
     tpm.policyPcr(policy, [16]);
     assert.deepEqual(tpm.nvRead(nv, 32, { by: 'index', session: policy }), secrets.get('stored'));
     assert.deepEqual(tpm.nvRead(nv, 32, { by: 'index', session }), secrets.get('stored'));
-    using object = tpm.load(rootKey, session, sealed);
+    using object = tpm.load(rootKey, sealed);
     tpm.policyPcr(policy, [16]);
     assert.deepEqual(tpm.unseal(object, policy), secrets.get('sealed'));
     secret('random', tpm.random(32, session));
