@@ -47,6 +47,8 @@ export interface Boot {
   readonly setupMode?: number;
   /** PCRs that something else moves as well. */
   readonly injected?: readonly number[];
+  /** How the TPM is reached. @default directly */
+  readonly tcti?: string;
   /** The power goes after so many writes; a disk write that is cut leaves its first half. @default never */
   readonly writes?: number;
 }
@@ -80,7 +82,7 @@ export interface SealedMachine extends AsyncDisposable {
   /** What the firmware leaves in PCR 7, lower-case hex. */
   pcr7(firmware: string): string;
   /** Restarts the TPM and boots to the point where stage 1 is over. */
-  boot<T>(boot: Boot, body: (booted: BootedMachine) => T): Promise<T>;
+  boot<T>(boot: Boot, body: (booted: BootedMachine) => T | Promise<T>): Promise<T>;
   /** First boot, or a later one when the partition is marked, as `data-partition.ts` does both. */
   start(boot?: Boot): Promise<OpenedMachine>;
   /** Leaves a request for the next boot. */
@@ -110,12 +112,12 @@ export async function sealedMachine(): Promise<SealedMachine> {
   const boot: SealedMachine['boot'] = async (options, body) => {
     await tpm.restart();
     const budget = cuttingAfter(options.writes ?? Number.POSITIVE_INFINITY);
-    using connection = new Tpm(tpm.tcti);
+    using connection = new Tpm(options.tcti ?? tpm.tcti);
     extendAsFirmware(connection, options);
     const machine = describeMachine(tpm.directory, budget.tpm(connection), options.epoch ?? 1);
     writeFirmwareVariables(machine.efivars, options);
     const mark = () => budget.write(() => void (isMarked = true));
-    return body({ machine, device: budget.device(device), writes: budget.count, isMarked: () => isMarked, mark });
+    return await body({ machine, device: budget.device(device), writes: budget.count, isMarked: () => isMarked, mark });
   };
 
   const start: SealedMachine['start'] = (options = {}) =>

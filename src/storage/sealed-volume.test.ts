@@ -1,6 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { tapTpm } from '../tpm/tpm-bus-fixture.ts';
+import { readDataHeader } from './data-volume.ts';
+import { FIXTURE_UUID } from './data-volume-fixture.ts';
 import { PowerCut, type SealedMachine, sealedMachine } from './sealed-machine-fixture.ts';
+import { sealedVolume } from './sealed-volume.ts';
 
 /** What the machine's TPM says of its owner and its NV indices, by tools that are not ours. */
 function tpmState({ tpm }: SealedMachine): { isOwned: boolean; indices: string[] } {
@@ -35,6 +39,34 @@ test('a first boot makes a volume that the next boot opens, with an anchor, and 
     pcr7: machine.pcr7('keys'),
     generation: 1,
     anchor: 'ok',
+  });
+});
+
+test('the TPM is asked twelve commands for the slot key, and four more to forget what they left in it', async (t) => {
+  await using machine = await sealedMachine();
+  await machine.start();
+  await using bus = await tapTpm(machine.tpm);
+  await machine.boot({ tcti: bus.tcti }, async (booted) => {
+    await bus.forget();
+    const lock = sealedVolume(booted.machine, { path: machine.tpm.directory });
+    lock.unlock(booted.device, readDataHeader(booted.device, FIXTURE_UUID))[Symbol.dispose]();
+    const commands = await bus.commands();
+    t.diagnostic(commands.join(' '));
+    assert.deepEqual(commands, [
+      'ReadPublic',
+      'StartAuthSession',
+      'Load',
+      'LoadExternal',
+      'PolicyPCR',
+      'VerifySignature',
+      'PolicyAuthorize',
+      'PolicyPCR',
+      'Unseal',
+      'NV_ReadPublic',
+      'StartAuthSession',
+      'NV_Read',
+      ...Array.from({ length: 4 }, () => 'FlushContext'),
+    ]);
   });
 });
 
