@@ -296,6 +296,10 @@ function openVolume(opening: Opening): void {
     warnings.push('one copy of the LUKS2 header was damaged or out of date and was written again');
   }
   surroundings.report(`${device.path} is open as ${DATA_DEVICE}`);
+  if (settled.sealing !== undefined) {
+    const { generation, policyRef } = settled.sealing;
+    surroundings.report(`the data is sealed to ${policyRef} and anchored in the TPM, generation ${generation}`);
+  }
   surroundings.report(`the recovery key of the data is ${open.recoveryKeyFingerprint}`);
 }
 

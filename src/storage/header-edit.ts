@@ -142,5 +142,5 @@ export function wipeLeftovers(device: DataDevice, { accepted }: DataHeader): voi
 }
 
 function isZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
+  return Buffer.alloc(bytes.length).equals(bytes);
 }
