@@ -135,7 +135,7 @@ test('a call costs as many commands as the reference page says, counted on the b
   let sealed: library.SealedObject | undefined;
   await count('seal', () => (sealed = tpm.seal(rootKey, session, { secret: new Uint8Array(32), authPolicy })));
   assert.ok(sealed);
-  using object = tpm.load(rootKey, session, sealed);
+  using object = tpm.load(rootKey, sealed);
   await count('unseal', () => tpm.unseal(object, policy));
   object[Symbol.dispose]();
   using ak = tpm.createAk();
