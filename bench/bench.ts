@@ -1,4 +1,4 @@
-/** `npm run bench -- boot|memory|build|peer`: what a boot, a node and a build cost, as a table or as JSON. */
+/** `npm run bench -- boot|memory|build|tpm|peer`: what a boot, a node, a build and the TPM cost, as a table or as JSON. */
 import { mkdir, stat } from 'node:fs/promises';
 import { cpus, loadavg } from 'node:os';
 import { join } from 'node:path';
@@ -11,6 +11,7 @@ import { findSmallestMemory, measureIdleMemory } from './memory.ts';
 import { benchRebuild } from './rebuild.ts';
 import { formatSpread, spread } from './statistics.ts';
 import { renderTable } from './table.ts';
+import { benchTpm } from './tpm.ts';
 
 const LEAST_MIB = 256;
 
@@ -102,6 +103,35 @@ const buildCommand = command({
   },
 });
 
+const tpmCommand = command({
+  name: 'tpm',
+  summary: 'Unsealing, a quote, loading the TPM library and replaying a log, natively under swtpm',
+  options: { runs: runs('times each', 20), json },
+  run: async ({ runs: count, json: asJson }, { progress, print }) => {
+    await mkdir(join(import.meta.dirname, '..', 'out'), { recursive: true });
+    const costs = await progress.step('TPM', (report) => benchTpm(count, (detail) => report({ detail })));
+    if (asJson) {
+      print(JSON.stringify({ ...(await environment()), ...costs }, undefined, 2));
+      return;
+    }
+    const row = (what: string, milliseconds: readonly number[], commands: readonly string[] = []) => [
+      what,
+      formatSpread(spread(milliseconds)),
+      commands.length === 0 ? '' : String(commands.length),
+    ];
+    const rows = [
+      row('unseal with the full policy', costs.unsealMs, costs.unsealCommands),
+      row('attestation key and quote of 16 registers', costs.quoteMs, costs.quoteCommands),
+      row('load the library', costs.loadCodeMs),
+      row('open the first TPM (loads tpm2-tss)', costs.openMs),
+      row('both, processor time', costs.loadProcessorMs),
+      row('replay an event log of 100 kB', costs.replayMs),
+    ];
+    print(renderTable(['TPM', 'ms', 'TPM commands'], rows));
+    print(`\nunseal: ${costs.unsealCommands.join(' ')}\nquote: ${costs.quoteCommands.join(' ')}`);
+  },
+});
+
 const peerCommand = command({
   name: 'peer',
   summary: 'Ashlar, Debian with systemd, and the floor in the same machines: ratios from one run (needs root)',
@@ -153,8 +183,8 @@ function megabytes(bytes: number): string {
 
 const bench = commandGroup({
   name: 'bench',
-  summary: 'What a boot, a node and a build cost. Figures are of this machine, at its present load',
-  commands: [bootCommand, memoryCommand, buildCommand, peerCommand],
+  summary: 'What a boot, a node, a build and the TPM cost. Figures are of this machine, at its present load',
+  commands: [bootCommand, memoryCommand, buildCommand, tpmCommand, peerCommand],
 });
 
 process.exitCode = await runCommandLine(bench, process.argv.slice(2));
