@@ -21,7 +21,7 @@ import { checkEnrolment, type EnrolmentFiles, nameOf } from '../../src/formats/s
 import { encodePem } from '../../src/formats/x509.ts';
 import { command } from '../host/command-line.ts';
 import { loadPublicKeys, type PublicKeys } from './keys.ts';
-import { parseSigner, pinFrom, type Signer, signatureFrom } from './signer.ts';
+import { parseSigner, pinFromStdin, type Signer, signatureFrom } from './signer.ts';
 
 /** Marks Microsoft's certificates in db, as Microsoft's own documents do. */
 const microsoftOwner = '77fa9abd-0359-4d32-bd60-28f4e78f784b';
@@ -122,7 +122,7 @@ export const exportAuthCommand = command({
     out: { type: 'string', value: 'DIR', required: true, summary: 'a directory that does not exist yet' },
     'pk-key': { type: 'string', value: 'SIGNER', summary: 'signs PK and KEK; otherwise PK.key of --keys' },
     'kek-key': { type: 'string', value: 'SIGNER', summary: 'signs db; otherwise KEK.key of --keys' },
-    'pin-fd': { type: 'integer', value: 'FD', maximum: 1023, summary: "descriptor to read a token's PIN from" },
+    'pin-stdin': { type: 'boolean', summary: "read a token's PIN from a pipe, when its URI names no pin-source" },
     'with-microsoft': {
       type: 'string',
       value: 'FILE',
@@ -132,7 +132,7 @@ export const exportAuthCommand = command({
   },
   run: async (values, { print, progress, signal }) => {
     const keys = await loadPublicKeys(values.keys);
-    const options = { pin: await pinFrom(values['pin-fd']), signal };
+    const options = { pin: values['pin-stdin'] ? await pinFromStdin() : undefined, signal };
     const certificates = await Promise.all(values['with-microsoft'].map(readCertificate));
     for (const { name } of certificates)
       progress.note(

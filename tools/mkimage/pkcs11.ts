@@ -166,7 +166,7 @@ class Pkcs11Session {
     if (pin === undefined && !asksItself) {
       if ((flags & CKF_LOGIN_REQUIRED) === 0) return;
       throw new Error(
-        `cannot log in to token ${JSON.stringify(label)}: it wants a PIN; add &pin-source=/path/of/file to the URI, or give --pin-fd`,
+        `cannot log in to token ${JSON.stringify(label)}: it wants a PIN; add &pin-source=/path/of/file to the URI, or pipe it in with --pin-stdin`,
       );
     }
     const code = this.#module.tryCall('C_Login', this.#session, user, pin ?? null, pin?.length ?? 0);

@@ -275,7 +275,7 @@ describe('an unsigned image', () => {
 });
 
 describe('a token', { skip: skipToken }, () => {
-  it('gets the PIN from a file or a descriptor, and neither shows it', async () => {
+  it('gets the PIN from a file or from whoever calls', async () => {
     const { outDir } = await unsignedImage();
     const signers = {
       policy: parseSigner(softHsm.uri('policy', ''), { pin: Buffer.from('987654') }),

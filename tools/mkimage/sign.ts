@@ -10,7 +10,7 @@ import { command, UsageError } from '../host/command-line.ts';
 import type { Progress } from '../host/progress.ts';
 import { type BuiltImagePaths, finishImage, imageName, type PreparedImage } from './finish-image.ts';
 import { fetchPackages, readPackageLock } from './packages.ts';
-import { parseSigner, pinFrom, type Signer, type SignerOptions, signatureFrom } from './signer.ts';
+import { parseSigner, pinFromStdin, type Signer, type SignerOptions, signatureFrom } from './signer.ts';
 import {
   checkSignature,
   decodeSignatures,
@@ -154,25 +154,30 @@ const keySyntax = 'a key file, pkcs11:… or command:["PROGRAM",…]';
 export const signerOptions = {
   'policy-key': { type: 'string', value: 'SIGNER', summary: `signs PCR 11 policies: ${keySyntax}` },
   'secure-boot-key': { type: 'string', value: 'SIGNER', summary: `signs the UKI, as db: ${keySyntax}` },
-  'pin-fd': {
-    type: 'integer',
-    value: 'FD',
-    maximum: 1023,
-    summary: "descriptor to read a token's PIN from, when its URI names no pin-source",
-  },
+  'pin-stdin': { type: 'boolean', summary: "read a token's PIN from a pipe, when its URI names no pin-source" },
 } as const;
 
-/** @throws Error when the descriptor is not open, or a signer is written wrongly */
+/** @throws Error when a signer is written wrongly, or the PIN cannot be read */
 export async function signersFrom(
-  values: { 'policy-key': string | undefined; 'secure-boot-key': string | undefined; 'pin-fd': number | undefined },
+  values: { 'policy-key': string | undefined; 'secure-boot-key': string | undefined; 'pin-stdin': boolean },
   signal: AbortSignal,
 ): Promise<SignersAtHand> {
-  const options: SignerOptions = { pin: await pinFrom(values['pin-fd']), signal };
+  const options: SignerOptions = { pin: values['pin-stdin'] ? await pinFromStdin() : undefined, signal };
   const [policy, secureBoot] = [values['policy-key'], values['secure-boot-key']];
   return {
     ...(policy === undefined ? {} : { policy: parseSigner(policy, options) }),
     ...(secureBoot === undefined ? {} : { 'secure-boot': parseSigner(secureBoot, options) }),
   };
+}
+
+async function readInput(what: string, path: string): Promise<Buffer> {
+  try {
+    return await readFile(path);
+  } catch (error) {
+    throw new Error(`cannot read ${what} ${path}: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    });
+  }
 }
 
 async function givenSignatures(files: readonly string[], raw: readonly string[]) {
@@ -182,12 +187,13 @@ async function givenSignatures(files: readonly string[], raw: readonly string[])
     given.set(name, { signature, from });
   };
   for (const file of files)
-    for (const [name, signature] of decodeSignatures(await readFile(file, 'utf8'))) add(name, signature, file);
+    for (const [name, signature] of decodeSignatures((await readInput('signatures', file)).toString('utf8')))
+      add(name, signature, file);
   for (const pair of raw) {
     const at = pair.indexOf('=');
     if (at < 1) throw new UsageError(`--signature must be NAME=FILE, got ${JSON.stringify(pair)}`);
     const file = pair.slice(at + 1);
-    add(pair.slice(0, at), await readFile(file), file);
+    add(pair.slice(0, at), await readInput('signature', file), file);
   }
   return given;
 }
@@ -220,7 +226,10 @@ export const signCommand = command({
     const signers = await signersFrom(values, signal);
     if (values.request !== undefined) {
       if (values.out === undefined) throw new UsageError('--request wants --out FILE, where the signatures go');
-      const signatures = await answerRequest(await readFile(values.request, 'utf8'), signers);
+      const signatures = await answerRequest(
+        (await readInput('signing request', values.request)).toString('utf8'),
+        signers,
+      );
       if (signatures.size === 0) throw new Error('cannot sign: no signer was given for what the request asks for');
       await replaceFile(values.out, encodeSignatures(signatures));
       print(values.json ? JSON.stringify({ signed: [...signatures.keys()] }) : `wrote ${values.out}`);

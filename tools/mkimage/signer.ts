@@ -103,9 +103,21 @@ function tokenSigner(written: string, { pin }: SignerOptions): Signer {
   };
 }
 
-/** The PIN that a descriptor gives; undefined when none is named. */
-export async function pinFrom(descriptor: number | undefined): Promise<Uint8Array | undefined> {
-  return descriptor === undefined ? undefined : pinOf(await readFile(`/proc/self/fd/${descriptor}`));
+/** The PIN that a pipe gives. @throws Error for a terminal, which would show it */
+export async function pinFromStdin(stdin: NodeJS.ReadStream = process.stdin): Promise<Uint8Array> {
+  if (stdin.isTTY)
+    throw new Error(
+      'cannot read PIN: stdin is a terminal and would show it; pipe it in, or say pin-source=/path in the URI',
+    );
+  const chunks: Buffer[] = [];
+  let length = 0;
+  for await (const chunk of stdin) {
+    const bytes = Buffer.from(chunk as Uint8Array);
+    chunks.push(bytes);
+    length += bytes.length;
+    if (length > maxPinBytes + 2) break;
+  }
+  return pinOf(Buffer.concat(chunks));
 }
 
 /** A PIN without the line end that an editor leaves. @throws Error when it is empty or too long. */
