@@ -112,12 +112,26 @@ export function testMachine(options: TestMachineOptions = {}): TestMachine {
     ...(isSecureBootOn
       ? [{ pcr: 7, type: EVENT.variableAuthority, data: encodeVariableData('db', efiImageSecurityDatabase, authority) }]
       : []),
-    { pcr: 4, type: EVENT.bootApplication, data: ascii('\\EFI\\BOOT'), digest: authenticodeDigest(uki) },
+    {
+      pcr: 4,
+      type: EVENT.bootApplication,
+      data: imageLoadEvent('\\EFI\\BOOT\\BOOTX64.EFI'),
+      digest: authenticodeDigest(uki),
+    },
     ...stubEvents(uki),
     { pcr: 5, type: EVENT.efiAction, data: ascii('Exit Boot Services Invocation') },
     { pcr: 5, type: EVENT.efiAction, data: ascii('Exit Boot Services Returned with Success') },
   ];
   return { image: imageOf(uki, content, variables), uki, events };
+}
+
+/** UEFI_IMAGE_LOAD_EVENT: address, length, link-time address, length of the device path; then a file path node and the end. */
+function imageLoadEvent(path: string): Uint8Array {
+  const name = Buffer.from(`${path}\0`, 'utf16le');
+  const node = Buffer.concat([Uint8Array.of(4, 4, 4 + name.length, 0), name, Uint8Array.of(0x7f, 0xff, 4, 0)]);
+  const head = Buffer.alloc(32);
+  head.writeBigUInt64LE(BigInt(node.length), 24);
+  return Buffer.concat([head, node]);
 }
 
 function imageOf(uki: Uint8Array, name: string, variables: SecureBootVariables): AllowedImage {

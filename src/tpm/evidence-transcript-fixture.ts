@@ -1,0 +1,43 @@
+/** The commands of docs/evidence.md, exactly as they stand there, for tests that follow them. Nothing that ships imports it. */
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { encodePem } from '../formats/x509.ts';
+import type { AllowedImage } from '../measure/allowed-image.ts';
+
+export const evidenceDocument = readFileSync(new URL('../../docs/evidence.md', import.meta.url), 'utf8');
+const script = [...evidenceDocument.matchAll(/^```sh\n([\s\S]*?)^```$/gm)].map(([, block]) => block ?? '').join('\n');
+
+/** What of measurements.json is looked at. */
+export function measurementsOf({ authenticode, pcr7, pcr11 }: AllowedImage): string {
+  const step = { description: 'Authenticode digest of the UKI', digest: authenticode };
+  return JSON.stringify({ bank: 'sha256', pcr7, pcr11, steps: { pcr4: { 'secure-boot-on': [step] } } });
+}
+
+export interface TranscriptOutcome {
+  readonly status: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs them in a new directory with these files. */
+export function followTranscript(files: {
+  /** Text of evidence.json. */
+  readonly evidence: string;
+  /** Text of measurements.json. */
+  readonly measurements: string;
+  /** DER of the trusted maker's certificate. */
+  readonly authority: Uint8Array;
+}): TranscriptOutcome {
+  const directory = mkdtempSync(join(tmpdir(), 'ashlar-transcript-'));
+  try {
+    writeFileSync(join(directory, 'evidence.json'), files.evidence);
+    writeFileSync(join(directory, 'measurements.json'), files.measurements);
+    writeFileSync(join(directory, 'ek-ca.pem'), encodePem('CERTIFICATE', files.authority));
+    const { status, stdout, stderr } = spawnSync('bash', ['-c', script], { cwd: directory, encoding: 'utf8' });
+    return { status, stdout, stderr };
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
