@@ -7,6 +7,7 @@ import { type CommandContext, command, commandGroup, runCommandLine } from '../t
 import { type BenchLab, openBenchLab } from './bench-lab.ts';
 import { benchBoot, renderBoots, summariseBoots } from './boot.ts';
 import { comparePeer, renderComparison } from './compare.ts';
+import { benchEventLog } from './event-log.ts';
 import { findSmallestMemory, measureIdleMemory } from './memory.ts';
 import { benchRebuild } from './rebuild.ts';
 import { formatSpread, spread } from './statistics.ts';
@@ -144,6 +145,18 @@ const peerCommand = command({
   },
 });
 
+const eventLogCommand = command({
+  name: 'event-log',
+  summary: 'Decoding and replaying a TPM event log of 100 kB',
+  options: { runs: runs('replays', 50), json },
+  run: async ({ runs: count, json: asJson }, { print }) => {
+    const { sizeBytes, events, milliseconds } = await benchEventLog(count);
+    const replay = spread(milliseconds);
+    if (asJson) print(JSON.stringify({ ...(await environment()), sizeBytes, events, replayMs: replay }, undefined, 2));
+    else print(renderTable(['event log', 'ms'], [[`${events} events, ${sizeBytes} bytes`, formatSpread(replay)]]));
+  },
+});
+
 async function openLab({ progress, signal }: CommandContext): Promise<BenchLab> {
   await mkdir(join(import.meta.dirname, '..', 'out'), { recursive: true });
   return openBenchLab(progress, signal);
@@ -184,7 +197,7 @@ function megabytes(bytes: number): string {
 const bench = commandGroup({
   name: 'bench',
   summary: 'What a boot, a node, a build and the TPM cost. Figures are of this machine, at its present load',
-  commands: [bootCommand, memoryCommand, buildCommand, tpmCommand, peerCommand],
+  commands: [bootCommand, memoryCommand, buildCommand, tpmCommand, peerCommand, eventLogCommand],
 });
 
 process.exitCode = await runCommandLine(bench, process.argv.slice(2));

@@ -13,6 +13,7 @@ import {
   verifyAuthenticode,
 } from './authenticode.ts';
 import { FormatError } from './byte-reader.ts';
+import { decodeSignatureLists } from './efi-signature-list.ts';
 import { minimalPe, mutations, skipWithout } from './fixtures.ts';
 import { buildUki, decodePe } from './pe.ts';
 import { createCertificate } from './x509.ts';
@@ -60,6 +61,15 @@ describe('signAuthenticode', () => {
     const odd = minimalPe({ trailing: Buffer.from('odd') });
     const [signature] = verifyAuthenticode(signAuthenticode(odd, db)).signatures;
     assert.equal(signature?.isValid, true);
+  });
+
+  it("has efitools' digest", { skip: skipWithout('hash-to-efi-sig-list') }, () => {
+    for (const [name, image] of Object.entries({ unsigned, signed })) {
+      const list = join(directory, `${name}.esl`);
+      execFileSync('hash-to-efi-sig-list', [file(`${name}-digest.efi`, image), list], { stdio: 'ignore' });
+      const [theirs, ...others] = decodeSignatureLists(readFileSync(list)).flatMap(({ signatures }) => signatures);
+      assert.deepEqual([theirs?.data, others], [Buffer.from(authenticodeDigest(image)), []]);
+    }
   });
 
   it('is accepted by sbverify, and refused for another certificate', { skip: skipWithout('sbverify') }, () => {
