@@ -7,6 +7,7 @@ import { cp, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { partitionNamed, readPartitions } from '../../qemu-tests/lab/disk-partitions.ts';
 import { runProcess } from '../host/run-process.ts';
 import { generateKeys } from './keys.ts';
 import { makeSoftHsm, skipWithoutSoftHsm } from './softhsm-fixture.ts';
@@ -18,13 +19,17 @@ let directory = '';
 let privateKeys = '';
 let publicKeys = '';
 let onlineSums = '';
+/** Of every build here: the files that the ESP gets for enrolment. */
+let enrolment: readonly string[] = [];
 before(async () => {
   directory = await mkdtemp(join(tmpdir(), 'ashlar-offline-'));
   privateKeys = join(directory, 'private');
   publicKeys = join(directory, 'public');
   await generateKeys(privateKeys, { isDevelopment: false });
   await cp(privateKeys, publicKeys, { recursive: true, filter: (path) => !path.endsWith('.key') });
-  await mkimage(['build', '--out', join(directory, 'online'), '--keys', privateKeys, '--allow-drift']);
+  await mkimage(['keys', 'export-auth', '--keys', privateKeys, '--out', join(directory, 'auth')]);
+  enrolment = ['--enrolment', join(directory, 'auth')];
+  await mkimage(['build', '--out', join(directory, 'online'), '--keys', privateKeys, ...enrolment, '--allow-drift']);
   onlineSums = await readFile(join(directory, 'online/SHA256SUMS'), 'utf8');
 });
 after(() => rm(directory, { recursive: true, force: true }));
@@ -39,7 +44,7 @@ async function mkimage(args: readonly string[], env: Readonly<Record<string, str
 
 async function buildUnsigned(name: string): Promise<string> {
   const out = join(directory, name);
-  await mkimage(['build', '--unsigned', '--out', out, '--keys', publicKeys, '--allow-drift']);
+  await mkimage(['build', '--unsigned', '--out', out, '--keys', publicKeys, ...enrolment, '--allow-drift']);
   return out;
 }
 
@@ -51,6 +56,17 @@ async function assertSame(out: string): Promise<void> {
   }).then(({ stdout }) => stdout)) as string;
   assert.equal(await readFile(join(out, 'SHA256SUMS'), 'utf8'), onlineSums, differing);
 }
+
+test('the files for enrolment are on the ESP, as mtools reads it', async () => {
+  const names = await readdir(join(directory, 'online'));
+  const disk = join(directory, 'online', names.find((name) => name.endsWith('.disk.img')) ?? '');
+  const { offset } = partitionNamed(await readPartitions(disk), 'ESP');
+  for (const name of ['PK', 'KEK', 'db']) {
+    const copy = join(directory, `${name}.copy`);
+    await runProcess('mcopy', ['-i', `${disk}@@${offset}`, `::/EFI/ashlar/keys/${name}.auth`, copy]);
+    assert.deepEqual(await readFile(copy), await readFile(join(directory, 'auth', `${name}.auth`)));
+  }
+});
 
 const commandOf = (name: string) =>
   `command:${JSON.stringify(['openssl', 'dgst', '-sha256', '-sign', join(privateKeys, `${name}.key`)])}`;
@@ -90,6 +106,6 @@ test('so does a build that asks a token at once', { timeout: 1_800_000, skip: sk
   const token = await makeSoftHsm(join(directory, 'softhsm-build'), files, { token: 'builder', pin: '573920' });
   const out = join(directory, 'at-once');
   const signers = ['--policy-key', commandOf('policy'), '--secure-boot-key', token.uri('db')];
-  await mkimage(['build', '--out', out, '--keys', publicKeys, ...signers, '--allow-drift'], token.env);
+  await mkimage(['build', '--out', out, '--keys', publicKeys, ...enrolment, ...signers, '--allow-drift'], token.env);
   await assertSame(out);
 });

@@ -14,7 +14,7 @@ import { keySigners, parseSigner } from './signer.ts';
 import { decodeSigningRequest, encodeSignatures, encodeSigningRequest } from './signing-request.ts';
 import { makeSoftHsm, type SoftHsm, skipWithoutSoftHsm } from './softhsm-fixture.ts';
 import { layOutUki, signUki } from './uki.ts';
-import { writeUnsignedImage } from './unsigned-image.ts';
+import { readUnsignedImage, writeUnsignedImage } from './unsigned-image.ts';
 
 const skipToken = skipWithoutSoftHsm();
 const skipOpenssl = skipWithout('openssl');
@@ -242,6 +242,18 @@ describe('a signature that is wrong', () => {
 });
 
 describe('an unsigned image', () => {
+  it('comes back from its directory as it went, with what is for the ESP', async () => {
+    const outDir = await mkdtemp(join(directory, 'out-'));
+    const enrolment = { db: Buffer.from('db'), KEK: Buffer.from('kek'), PK: Buffer.from('pk') };
+    await writeUnsignedImage({ ...prepared, enrolment }, outDir);
+    const { prepared: found, directory: where } = await readUnsignedImage(outDir);
+    const moved = { ...prepared.system, path: join(where, 'system.img') };
+    assert.deepEqual(
+      { ...found, uki: new Uint8Array(found.uki) },
+      { ...prepared, enrolment, system: moved, keys: { ...prepared.keys, directory: where } },
+    );
+  });
+
   it('is refused when one of its files was changed after the build', async () => {
     const { outDir } = await unsignedImage();
     await writeFile(join(outDir, 'unsigned/system.img'), 'another system');
