@@ -159,3 +159,34 @@ test('a credential of tpm2_makecredential is activated', () => {
   const encryptedSecret = blob.subarray(idEnd + 2, idEnd + 2 + blob.readUInt16BE(idEnd));
   assert.deepEqual(tpm.activateCredential(ak, ek, { credentialBlob, encryptedSecret }), secret);
 });
+
+test('where the endorsement hierarchy has an authorization value, keys and credentials need who knows it', async () => {
+  await using machine = await startSoftwareTpm();
+  const auth = randomBytes(32);
+  using tpm = new Tpm(machine.tcti);
+  using rootKey = tpm.storageRootKey();
+  using session = tpm.encryptedSession(rootKey);
+  using free = tpm.createAk();
+  tpm.hierarchyChangeAuth('endorsement', auth, session);
+  assert.deepEqual(tpm.ownership(), {
+    ownerAuthSet: false,
+    endorsementAuthSet: true,
+    lockoutAuthSet: false,
+    clearDisabled: false,
+  });
+  assert.throws(() => tpm.createAk(), /value of the endorsement hierarchy: without a session it would cross the bus/);
+  using ak = tpm.createAk(session);
+  assert.deepEqual(ak.name, free.name);
+  free[Symbol.dispose]();
+  using ek = tpm.createEk('ecc-p256', session);
+  const secret = randomBytes(32);
+  const credential = makeCredential(ek.publicArea, ak.name, secret);
+  assert.throws(() => tpm.activateCredential(ak, ek, credential), /would cross the bus in clear/);
+  rootKey[Symbol.dispose]();
+  assert.deepEqual(tpm.activateCredential(ak, ek, credential, session), secret);
+  tpm.useAuth('endorsement', randomBytes(32));
+  assert.throws(
+    () => tpm.activateCredential(ak, ek, credential, session),
+    (error) => isTpmError(error, TPM_RC.badAuth),
+  );
+});

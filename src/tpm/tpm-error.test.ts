@@ -129,6 +129,21 @@ test('too many wrong authorizations lead to a lockout, which can be read, and en
   assert.deepEqual(read(), Buffer.alloc(4));
 });
 
+test('who does not know the value of the lockout hierarchy cannot end a lockout, and is not heard a second time', async () => {
+  await using machine = await startSoftwareTpm();
+  const auth = randomBytes(32);
+  using tpm = new Tpm(machine.tcti);
+  using rootKey = tpm.storageRootKey();
+  using session = tpm.encryptedSession(rootKey);
+  tpm.hierarchyChangeAuth('lockout', auth, session);
+  assert.throws(() => tpm.dictionaryAttackLockReset(), /would cross the bus in clear/);
+  tpm.dictionaryAttackLockReset(session);
+  tpm.useAuth('lockout', randomBytes(32));
+  assert.throws(() => tpm.dictionaryAttackLockReset(session), refusedAs('wrong-auth', /TPM_RC_AUTH_FAIL, session 1/));
+  tpm.useAuth('lockout', auth);
+  assert.throws(() => tpm.dictionaryAttackLockReset(session), refusedAs('lockout', /TPM_RC_LOCKOUT/));
+});
+
 test('the wrong password of a hierarchy is a named error', async () => {
   await using machine = await startSoftwareTpm();
   machine.tool('tpm2_changeauth', '-c', 'owner', 'theirs');
