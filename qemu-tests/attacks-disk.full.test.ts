@@ -4,14 +4,18 @@
  */
 import assert from 'node:assert/strict';
 import { randomBytes, randomUUID } from 'node:crypto';
-import { open } from 'node:fs/promises';
+import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setPartitionAttribute } from '../src/formats/gpt.ts';
 import { encodeRecoveryToken, readRecoveryPublicKey } from '../src/storage/data-key.ts';
+import { diskLayout, initialisedAttributeBit } from '../src/storage/disk-layout.ts';
 import { newHeader } from '../src/storage/header-edit.ts';
 import { HEADER_BYTES } from '../src/storage/luks-metadata.ts';
-import { type DataToken, decodeToken } from '../src/storage/luks-tokens.ts';
+import { type DataToken, decodeToken, encodeTpm2Token, sealedGenerations } from '../src/storage/luks-tokens.ts';
+import { Tpm } from '../src/tpm/tpm.ts';
 import { runProcess } from '../tools/host/run-process.ts';
-import { partitionOf } from './lab/disk-edits.ts';
+import type { Measurements } from '../tools/mkimage/measurements.ts';
+import { partitionOf, readTable, writeTable } from './lab/disk-edits.ts';
 import { type Lab, vmTest } from './lab/lab.ts';
 import { type LuksJson, luksJson, readLuksHeader, withLuksJson, writeLuksHeader } from './lab/luks-edits.ts';
 import { nodeConsole } from './lab/node-console.ts';
@@ -113,7 +117,38 @@ vmTest("a volume of an attacker's, under the node's own sealed key, is refused",
   const { uniqueGuid } = await partitionOf(machine, 'DATA');
   const own = await readLuksHeader(machine);
   await writeLuksHeader(machine, await attackersVolume(lab, uniqueGuid, sealedTokens(own)));
-  await assertRefused(lab, machine, /FAILED data: .*(?:another volume than the key's|LUKS2 header is refused)/);
+  await assertRefused(lab, machine, /FAILED data: .*its LUKS2 header is refused: it is not the one that the TPM knows/);
+});
+
+vmTest("a volume of an attacker's, under a key that the attacker sealed on this TPM, is refused", async (lab) => {
+  const { snapshot } = await provisionedNode(lab);
+  const machine = await lab.machine({ snapshot });
+  const { uniqueGuid } = await partitionOf(machine, 'DATA');
+  const [own] = sealedGenerations(sealedTokens(await readLuksHeader(machine)));
+  assert.ok(own !== undefined);
+  // Sealing needs no permission: anybody with the TPM may, and the policy is no secret.
+  const { policy } = JSON.parse(await readFile(lab.image.measurementsPath, 'utf8')) as Measurements;
+  const authPolicy = Buffer.from(policy.sealing['ovmf-empty-dbx'] ?? '', 'hex');
+  let token: DataToken | undefined;
+  await machine.withTpm(async (tcti) => {
+    using tpm = new Tpm(tcti);
+    using rootKey = tpm.persistentStorageRootKey();
+    assert.ok(rootKey !== undefined);
+    using session = tpm.encryptedSession(rootKey);
+    const sealed = tpm.seal(rootKey, session, { secret: randomBytes(32), authPolicy });
+    token = encodeTpm2Token({ ...own, sealed: { ...own.sealed, ...sealed } });
+  });
+  assert.ok(token !== undefined);
+  await writeLuksHeader(machine, await attackersVolume(lab, uniqueGuid, [token, token]));
+  await assertRefused(lab, machine, /FAILED data: .*anchor 0x01a51a00 of the TPM is not this key's/);
+});
+
+vmTest('a partition table that calls the data partition new again does not get it formatted', async (lab) => {
+  const { snapshot } = await provisionedNode(lab);
+  const machine = await lab.machine({ snapshot });
+  const table = await readTable(machine);
+  await writeTable(machine, setPartitionAttribute(table, diskLayout.data.number, initialisedAttributeBit, false));
+  await assertRefused(lab, machine, /FAILED data: .*clear the TPM in the firmware settings/);
 });
 
 vmTest("another node's sealed key in the header is refused, as another TPM's", async (lab) => {

@@ -24,7 +24,6 @@ const RC = {
   /** The signature approves another digest than the session has: PCR 11 has moved on. */
   policyAuthorizeValue: '0x1c4',
   policyFail: '0x99d',
-  nvAuthorization: '0x149',
 } as const;
 
 const expected: Readonly<Record<string, RegExp>> = {
@@ -33,6 +32,12 @@ const expected: Readonly<Record<string, RegExp>> = {
   'enter the initrd phase again, then unseal': new RegExp(`policyAuthorize ${RC.policyAuthorizeValue}`),
   'reset PCR 11': new RegExp(`pcrReset ${RC.locality}`),
   'reset PCR 15': new RegExp(`pcrReset ${RC.locality}`),
+  'define an NV index': new RegExp(`nvDefineSpace ${RC.badAuth}`),
+  'take the place of the storage root key': new RegExp(`evictControl ${RC.badAuth}`),
+  'read anchor 0 by its own password': new RegExp(`nvRead ${RC.badAuth}`),
+  'read anchor 0 as its owner': new RegExp(`nvRead ${RC.badAuth}`),
+  'read anchor 0 by its policy': new RegExp(`policyAuthorize ${RC.policyAuthorizeValue}`),
+  'undefine anchor 0, to define it anew': new RegExp(`nvUndefineSpace ${RC.badAuth}`),
 };
 
 async function attackLines(operator: Operator, nodeId: string): Promise<string[]> {
