@@ -4,6 +4,8 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import fc from 'fast-check';
+import koffi from 'koffi';
 import { NV } from '../formats/tpm-nv-public.ts';
 import { startSoftwareTpm } from './swtpm-fixture.ts';
 import { Tpm } from './tpm.ts';
@@ -39,6 +41,36 @@ test('a response code is taken apart into name, subject and layer', () => {
   // The kernel's resource manager refuses a command it does not know (tpm2-space.c).
   assert.deepEqual(decoded(0xb0143), ['TPM_RC_COMMAND_CODE', undefined, 'resource manager']);
   assert.deepEqual(decoded(0x50001), ['TSS2_UNKNOWN_RC_GENERAL_FAILURE', undefined, 'unknown layer']);
+});
+
+test('every code is taken apart, with the layer and subject that tpm2-tss says', () => {
+  const textOf = koffi.load('libtss2-rc.so.0', { deep: true }).func('const char *Tss2_RC_Decode(uint32_t code)');
+  const layers: Record<string, string> = {
+    tpm: 'TPM',
+    esapi: 'ESAPI',
+    sys: 'SAPI',
+    mu: 'marshalling',
+    tcti: 'TCTI',
+    rm: 'resource manager',
+    rmt: 'resource manager',
+  };
+  const code = fc
+    .tuple(fc.constantFrom(0, 7, 8, 9, 10, 11, 12), fc.nat(0xfff))
+    .map(([layer, low]) => (layer << 16) | low);
+  fc.assert(
+    fc.property(code, (value) => {
+      const text = String(textOf(value));
+      const { layer, subject, responseName } = decodeResponse(value);
+      const [, said = '', kind, number] = /^(\w+):(?:(session|parameter|handle)\((\w+)\):)?/.exec(text) ?? [];
+      assert.equal(layer, layers[said], text);
+      // It says `unk` for the number 0, and 1 for parameter 9: the specification has four bits for parameters.
+      if (said !== 'tpm' && said !== 'rmt') assert.ok(kind === undefined);
+      else if ((value & 0x8c0) === 0x8c0) assert.equal(subject, `parameter ${(value >> 8) & 0xf}`);
+      else assert.equal(subject, kind && number !== 'unk' ? `${kind} ${number}` : undefined, text);
+      assert.match(responseName, /^(TPM|TSS2_[A-Z]+)_RC_\w+$/);
+    }),
+    { numRuns: 2000 },
+  );
 });
 
 test('no TPM: the error names the place where there is none', () => {
