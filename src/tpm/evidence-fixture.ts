@@ -225,7 +225,7 @@ export function takeTestEvidence(machine: SoftwareTpm, eventLog: Uint8Array, opt
   const certificate = tpm.ekCertificate(kind);
   return {
     node: { id: 'node-test', version: '1', bootId: 'd0f5a6f0-0000-4000-8000-000000000001' },
-    time: new Date('2026-01-02T03:04:05.678Z'),
+    time: new Date(),
     nonce,
     tlsSpki,
     ek: { publicArea: ekPublicArea, certificates: certificate === undefined ? [] : [certificate] },

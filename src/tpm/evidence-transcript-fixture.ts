@@ -3,11 +3,21 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { encodePem } from '../formats/x509.ts';
+import { decodePem, encodePem } from '../formats/x509.ts';
 import type { AllowedImage } from '../measure/allowed-image.ts';
 
 export const evidenceDocument = readFileSync(new URL('../../docs/evidence.md', import.meta.url), 'utf8');
 const script = [...evidenceDocument.matchAll(/^```sh\n([\s\S]*?)^```$/gm)].map(([, block]) => block ?? '').join('\n');
+
+/** What docs/evidence-sample/ holds: evidence of a node in the lab, and what it is judged by. */
+export function evidenceSample(): { evidence: string; measurements: string; authority: Uint8Array } {
+  const read = (name: string) => readFileSync(new URL(`../../docs/evidence-sample/${name}`, import.meta.url), 'utf8');
+  return {
+    evidence: read('evidence.json'),
+    measurements: read('measurements.json'),
+    authority: decodePem('CERTIFICATE', read('ek-ca.pem')),
+  };
+}
 
 /** What of measurements.json is looked at. */
 export function measurementsOf({ authenticode, pcr7, pcr11 }: AllowedImage): string {

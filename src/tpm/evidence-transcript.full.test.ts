@@ -22,6 +22,12 @@ function follow(evidence: Evidence | string, image = board.image, authority = au
   return followTranscript({ evidence: text, measurements: measurementsOf(image), authority });
 }
 
+test('evidence of a TPM in this test is accepted', () => {
+  const { status, stdout, stderr } = follow(good);
+  assert.equal(status, 0, `${stdout}\n${stderr}`);
+  assert.match(stdout, /\naccepted\n$/);
+});
+
 test('forged evidence stops the script at the step that is about it', () => {
   const other = testMachine({ content: 'another image' }).image;
   const flipped = (bytes: Uint8Array, at = bytes.length - 1) => bytes.with(at, (bytes[at] ?? 0) ^ 1);

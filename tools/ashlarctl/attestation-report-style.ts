@@ -18,6 +18,7 @@ h2 { font-size: 1.35rem; margin: 3rem 0 0.4rem; padding-top: 1.1rem; border-top:
 h3 { font-size: 1.02rem; }
 p { margin: 0.4rem 0; max-width: 68ch; }
 .lead { color: var(--quiet); }
+.lead code { white-space: nowrap; }
 .kicker { margin: 0 0 0.4rem; color: var(--quiet); font-size: 0.8rem; letter-spacing: 0.09em; text-transform: uppercase; }
 code, .digest { font-family: var(--mono); font-size: 0.8125rem; overflow-wrap: anywhere; }
 .verdict { margin: 1.6rem 0 0; padding: 1.1rem 1.3rem; border-left: 5px solid; border-radius: 3px; }
@@ -52,7 +53,7 @@ tr.differs .mark.bad { background: var(--card); }
 .values .digest, .digests .digest { overflow-wrap: normal; font-size: 0.75rem; }
 .values div { display: flex; gap: 0.7rem; }
 .values .label { flex: none; width: 3.9rem; color: var(--quiet); font-size: 0.78rem; }
-.type { min-width: 10rem; overflow-wrap: anywhere; }
+.type { min-width: 11rem; overflow-wrap: anywhere; }
 .digests { min-width: 31rem; }
 .differs .actual { color: var(--bad); font-weight: 600; }
 .what { min-width: 11rem; }

@@ -4,7 +4,8 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { type Evidence, encodeEvidence } from '../../src/measure/evidence.ts';
+import { decodeAllowedImage } from '../../src/measure/allowed-image.ts';
+import { decodeEvidence, type Evidence, encodeEvidence } from '../../src/measure/evidence.ts';
 import { type JudgePolicy, judge } from '../../src/measure/judge.ts';
 import {
   authorityOf,
@@ -14,6 +15,7 @@ import {
   takeTestEvidence,
   testMachine,
 } from '../../src/tpm/evidence-fixture.ts';
+import { evidenceSample } from '../../src/tpm/evidence-transcript-fixture.ts';
 import { type SoftwareTpm, startSoftwareTpm } from '../../src/tpm/swtpm-fixture.ts';
 import { attestationReport } from './attestation-report.ts';
 import { type Browser, type PageView, skipWithoutChromium, startChromium } from './chromium-for-tests.ts';
@@ -123,7 +125,14 @@ describe('in a browser', { skip: skipWithoutChromium() }, () => {
   let browser: Browser;
   before(async () => {
     browser = await startChromium();
-    await writeFile(join(directory, 'good.html'), reportOf(evidence));
+    // Of a node: a whole event log, and the same page in every run.
+    const sample = evidenceSample();
+    const { time, nonce, tlsSpki } = decodeEvidence(sample.evidence);
+    const images = [decodeAllowedImage(sample.measurements, 'ashlar-0.1.0')];
+    const ekAuthorities = [sample.authority];
+    const verdict = judge(sample.evidence, { images, time, nonce, tlsSpki, ekAuthorities });
+    const report = attestationReport({ source: sample.evidence, verdict, madeAt: new Date(time.getTime() + 1000) });
+    await writeFile(join(directory, 'good.html'), report);
     await writeFile(join(directory, 'hostile.html'), reportOf(hostileEvidence()));
   });
   after(() => browser[Symbol.asyncDispose]());

@@ -152,7 +152,7 @@ function eventRow(entry: EventLogEntry): Html {
   const binding = eventBinding(entry);
   const notes = [...entry.warnings, ...warnings].slice(0, 3);
   return html`<tr class="${binding === 'contradicts' ? 'differs' : 'equal'}"><th scope="row">${entry.pcr}</th>
-<td class="type">${entry.typeName}</td>
+<td class="type">${breakable(entry.typeName)}</td>
 <td class="said">${shown} ${binding === 'bound' ? [html`<span class="mark good">proven</span>`] : []}
 ${binding === 'contradicts' ? [html`<span class="mark bad">not what was measured</span>`] : []}
 ${notes.map((note) => html`<br><em>${note}</em>`)}</td>
@@ -189,6 +189,11 @@ whether someone with the chip in hand reset or bypassed it. <code>docs/threat-mo
 
 function mark(outcome: Outcome): Html {
   return html`<span class="mark ${tones[outcome]}">${words[outcome]}</span>`;
+}
+
+/** Long names of the specification break at their underscores. */
+function breakable(name: string): Html[] {
+  return name.split('_').map((part, index) => (index === 0 ? html`${part}` : html`_<wbr>${part}`));
 }
 
 function digest(text: string): Html {
