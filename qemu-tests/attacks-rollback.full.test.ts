@@ -59,9 +59,15 @@ vmTest('after an image of the next epoch, the older image opens nothing, nor wit
   const newHeader = await readLuksHeader(machine);
   assert.ok(!newHeader.equals(oldHeader), 'the key must have been sealed anew');
 
-  assert.match(await bootWith(lab, machine, lab.image.ukiPath), /FAILED data: .*epoch/);
+  assert.match(
+    await bootWith(lab, machine, lab.image.ukiPath),
+    /FAILED data: .*the key is sealed for images of "ashlar-epoch-\d+" and later, this image is of/,
+  );
   await writeLuksHeader(machine, oldHeader);
-  assert.match(await bootWith(lab, machine, lab.image.ukiPath), /FAILED data: /);
+  assert.match(
+    await bootWith(lab, machine, lab.image.ukiPath),
+    /FAILED data: .*the TPM keeps no anchor 0x01a51a00 for this key: it was retired, and an older copy/,
+  );
   // What was there is not lost: with its own header the newer image opens it.
   await writeLuksHeader(machine, newHeader);
   assert.match(await bootWith(lab, machine, newer.uki), nodeConsole.dataOpen);
