@@ -64,19 +64,28 @@ export function findAuthority(
       type === 'sha256' && entries.some(({ data }) => Buffer.compare(data, digest) === 0),
   );
   if (isDenied) refuse(`its digest ${Buffer.from(digest).toString('hex')} is in dbx`);
-  const bad = signatures.find(({ isValid }) => !isValid);
-  if (bad !== undefined) refuse(bad.reason ?? 'its signature does not verify');
-  const trusted = decodeSignatureLists(variables.db)
-    .filter(({ type }) => type === 'x509')
-    .flatMap(({ signatures: entries }) => entries.map(({ data }) => data));
-  for (const { signer } of signatures) {
+  const valid = signatures.filter(({ isValid }) => isValid);
+  if (valid.length === 0) refuse(signatures[0]?.reason ?? 'its signature does not verify');
+  const certificatesIn = (lists: Uint8Array): Uint8Array[] =>
+    decodeSignatureLists(lists)
+      .filter(({ type }) => type === 'x509')
+      .flatMap(({ signatures: entries }) => entries.map(({ data }) => data));
+  const trusted = certificatesIn(variables.db);
+  const revoked = certificatesIn(variables.dbx);
+  const vouchesFor = (signer: X509Certificate) => (der: Uint8Array) =>
+    Buffer.compare(der, signer.raw) === 0 || issued(der, signer);
+  // Firmware goes through db in its order for each signature, and takes the first certificate that fits.
+  for (const { signer } of valid) {
     if (signer === undefined) continue;
-    const found =
-      trusted.find((der) => Buffer.compare(der, signer.raw) === 0) ?? trusted.find((der) => issued(der, signer));
+    if (revoked.some(vouchesFor(signer))) refuse(`its signer, ${nameOf(signer)}, is in dbx`);
+    const found = trusted.find(vouchesFor(signer));
     if (found !== undefined) return { authority: found };
   }
-  return refuse(`its signer, ${signatures[0]?.signer?.subject.replaceAll('\n', ', ') ?? 'unknown'}, is not in db`);
+  return refuse(`its signer, ${nameOf(valid[0]?.signer)}, is not in db`);
 }
+
+const nameOf = (certificate: X509Certificate | undefined): string =>
+  certificate?.subject.replaceAll('\n', ', ') ?? 'unknown';
 
 function issued(issuerDer: Uint8Array, certificate: X509Certificate): boolean {
   try {

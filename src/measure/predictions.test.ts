@@ -244,6 +244,7 @@ describe('the authority of an image', () => {
       () => authorityIn(listOf(signerPem), encodeHashList(owner, [authenticodeDigest(signed)])),
       /its digest [0-9a-f]{64} is in dbx/,
     );
+    assert.throws(() => authorityIn(listOf(signerPem), listOf(rootPem)), /its signer, CN=signer, is in dbx/);
     const changed = Buffer.from(signed);
     changed[0x700] = (changed[0x700] ?? 0) ^ 1;
     assert.throws(() => authorityIn(listOf(signerPem), undefined, changed), /changed after it was signed/);

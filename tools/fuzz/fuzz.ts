@@ -1,5 +1,6 @@
 /** `npm run fuzz`: hostile input for the decoders of foreign bytes. */
 import { randomInt } from 'node:crypto';
+import { availableParallelism } from 'node:os';
 import { command, runCommandLine } from '../host/command-line.ts';
 import { recordCampaign, runCampaign } from './campaign.ts';
 import { fuzzTargets } from './targets.ts';
@@ -22,7 +23,7 @@ const fuzzCommand = command({
   run: async ({ target, executions, record, ...values }, { print, progress, signal }) => {
     const seed = values.seed ?? randomInt(2 ** 31);
     const results = await runCampaign({
-      ...{ seed, progress, signal },
+      ...{ seed, progress, signal, lanes: availableParallelism() },
       ...(target.length === 0 ? {} : { targets: target }),
       ...(executions === undefined ? {} : { executions }),
     });

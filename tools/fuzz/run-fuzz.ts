@@ -13,6 +13,8 @@ export interface FuzzOptions {
   readonly executions: number;
   /** See `EngineOptions`. @default true */
   readonly isGuided?: boolean;
+  /** V8's counters make decoders several times slower. @default true */
+  readonly measuresCoverage?: boolean;
   /** Stop at so many. @default 10 */
   readonly maxFindings?: number;
   /** An execution that takes longer does not end. @default 20000, far above what a busy machine needs */
@@ -27,6 +29,7 @@ export interface FuzzJob {
   readonly seed: number;
   readonly executions: number;
   readonly isGuided: boolean;
+  readonly measuresCoverage: boolean;
   readonly maxFindings: number;
   readonly shared: SharedArrayBuffer;
 }
@@ -69,6 +72,7 @@ export async function runFuzz(options: FuzzOptions): Promise<FuzzResult> {
     seed,
     executions,
     isGuided: options.isGuided ?? true,
+    measuresCoverage: options.measuresCoverage ?? true,
     maxFindings: options.maxFindings ?? 10,
     shared,
   };

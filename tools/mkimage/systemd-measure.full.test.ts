@@ -28,6 +28,7 @@ const libraries = [
   'libtss2-esys-3.0.2-0t64',
   'libtss2-mu-4.0.1-0t64',
   'libtss2-rc0t64',
+  'libtss2-sys1t64',
   'libtss2-tctildr0t64',
 ];
 const libraryPath = ['/measure/usr/lib/x86_64-linux-gnu', '/measure/usr/lib/x86_64-linux-gnu/systemd'].join(':');
