@@ -1,4 +1,4 @@
-/** What a TPM tells of an NV index (TPMS_NV_PUBLIC, TCG TPM 2.0 Library Part 2, 13.5), and the name that follows. Pure. */
+/** What a TPM tells of an NV index (TPMS_NV_PUBLIC, TCG TPM 2.0 Library Part 2, 13.5), and the name that follows. */
 import { createHash } from 'node:crypto';
 import { encodeSized, TPM_ALG, TpmReader, u16, u32 } from './tpm-structures.ts';
 

@@ -55,7 +55,7 @@ export const ENDORSEMENT_KEY: Record<KeyKind, PublicArea> = {
   },
 };
 
-/** NV indices of the certificates of those keys (EK Credential Profile, 2.2.1.4), and of the chains above them (2.2.1.5.2). */
+/** NV indices of those keys' certificates (EK Credential Profile, 2.2.1.4), and of the chains above them (2.2.1.5.2). */
 export const ENDORSEMENT_CERTIFICATE_INDEX: Record<KeyKind, number> = {
   'rsa-2048': 0x01c00002,
   'ecc-p256': 0x01c0000a,

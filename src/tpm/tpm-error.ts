@@ -161,7 +161,7 @@ function stackFailure(layer: TpmLayer, name: string): TpmFailure | undefined {
   return undefined;
 }
 
-/** Format one (Part 2, 6.6.2): bit 6 says parameter, else bit 11 says session, else handle; the number is in bits 8–11. */
+/** Format one (Part 2, 6.6.2): bit 6 says parameter, else bit 11 session, else handle; the number is in bits 8–11. */
 function subjectOf(code: number): string | undefined {
   const number = (code >>> 8) & 0xf;
   const [kind, position] =

@@ -3,7 +3,10 @@ import { type NvPublic, nvName } from '../formats/tpm-nv-public.ts';
 import { objectName } from '../formats/tpm-public-area.ts';
 import { ESYS } from './tss.ts';
 
-/** A key, sealed object, NV index or session of one connection. Those that take a slot of the TPM are flushed at the end of the scope. */
+/**
+ * A key, sealed object, NV index or session of one connection. Those that take a slot of the TPM are flushed at the end of
+ * the scope.
+ */
 export class TpmHandle implements Disposable {
   /** ESYS_TR of this connection. */
   readonly handle: number;

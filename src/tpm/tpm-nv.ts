@@ -93,7 +93,7 @@ export class TpmNv extends TpmKeys {
     return whole;
   }
 
-  /** Writes, one command for each 512 bytes (or what the TPM offers more). Only within one command is it all or nothing. */
+  /** Writes, one command for each 512 bytes (or what the TPM offers more). Only one command is all or nothing. */
   nvWrite(nv: NvIndex, bytes: Uint8Array, authorization: NvAuthorization & { readonly offset?: number }): void {
     const first = authorization.offset ?? 0;
     for (const { start, length } of this.#chunks(bytes.length)) {

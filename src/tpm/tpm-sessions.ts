@@ -40,7 +40,7 @@ export class TpmSessions extends TpmState {
     return this.#session(SESSION.hmac, saltKey.handle);
   }
 
-  /** A policy session salted to a key, which encrypts the first parameter both ways. It meets one command, then is empty again. */
+  /** As {@link encryptedSession}, but it authorizes by policy. It meets one command, then is empty again. */
   policySession(saltKey: TpmHandle): TpmHandle {
     return this.#session(SESSION.policy, saltKey.handle);
   }

@@ -107,7 +107,7 @@ export class TpmState extends TpmConnection {
     };
   }
 
-  /** Handles in use from `first` up, within its kind: 0x81000000 persistent objects, 0x01000000 NV indices. One command. */
+  /** Handles in use from `first` up: 0x81000000 persistent objects, 0x01000000 NV indices. At most 254; one command. */
   handles(first: number): number[] {
     const capability = this.capability(CAPABILITY.handles, first, 254);
     if (capability.kind !== 'handles')

@@ -91,7 +91,7 @@ export class Tpm extends TpmNv {
     return Buffer.from(decodeSized(this.tss.take('TPM2B_DIGEST', secret), 'TPM2B_DIGEST'));
   }
 
-  /** The maker's certificate of the endorsement key (DER), from NV (EK Credential Profile, 2.2.1.4); undefined when none. */
+  /** The maker's certificate of the endorsement key (DER), from NV (EK Credential Profile, 2.2.1.4), if there is one. */
   ekCertificate(kind: KeyKind): Buffer | undefined {
     const bytes = this.#readCertificates(ENDORSEMENT_CERTIFICATE_INDEX[kind]);
     return bytes && certificatesIn(bytes)[0];

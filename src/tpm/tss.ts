@@ -4,7 +4,7 @@
  *   wire bytes ── Tss2_MU_X_Unmarshal ──▶ opaque C structure ── Esys_Command ──▶ TPM
  *   wire bytes ◀── Tss2_MU_X_Marshal ──── opaque C structure ◀──────┘
  *
- * So TypeScript knows only wire format (`formats/tpm-structures.ts`) and no C layout. Calls block; they belong in a Worker.
+ * So TypeScript knows only wire format (`formats/tpm-structures.ts`) and no C layout. Calls block: for a Worker.
  *
  * The libraries are bound with RTLD_DEEPBIND: Node.js exports its own OpenSSL's symbols, and tpm2-tss must find those of
  * the libcrypto.so.3 it was linked with, not these.
