@@ -49,6 +49,8 @@ export interface Boot {
   readonly injected?: readonly number[];
   /** How the TPM is reached. @default directly */
   readonly tcti?: string;
+  /** What the node talks to in place of the connection. */
+  readonly wrap?: (tpm: Tpm) => Tpm;
   /** The power goes after so many writes; a disk write that is cut leaves its first half. @default never */
   readonly writes?: number;
 }
@@ -114,7 +116,11 @@ export async function sealedMachine(): Promise<SealedMachine> {
     const budget = cuttingAfter(options.writes ?? Number.POSITIVE_INFINITY);
     using connection = new Tpm(options.tcti ?? tpm.tcti);
     extendAsFirmware(connection, options);
-    const machine = describeMachine(tpm.directory, budget.tpm(connection), options.epoch ?? 1);
+    const machine = describeMachine(
+      tpm.directory,
+      budget.tpm(options.wrap?.(connection) ?? connection),
+      options.epoch ?? 1,
+    );
     writeFirmwareVariables(machine.efivars, options);
     const mark = () => budget.write(() => void (isMarked = true));
     return await body({ machine, device: budget.device(device), writes: budget.count, isMarked: () => isMarked, mark });
