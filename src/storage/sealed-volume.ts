@@ -80,7 +80,7 @@ export function requireSecureBoot(efivars: string): void {
   const state = isSetupMode ? 'the firmware is in Setup Mode: anybody may enrol keys' : 'Secure Boot is off';
   throw new SecureBootOffError(
     `${state}, so PCR 7 vouches for nothing and no key is sealed to it; enrol the Secure Boot keys of this image ` +
-      'and switch Secure Boot on in the firmware settings',
+      'and switch Secure Boot on in the firmware settings (in Setup Mode the node can do so itself: docs/signing.md)',
   );
 }
 
