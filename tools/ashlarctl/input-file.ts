@@ -32,10 +32,12 @@ export async function readInputFile(path: string, what: string, maxBytes: number
   }
 }
 
-function reasonOf(error: unknown): string {
+/** Why a file could not be opened, in words. */
+export function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const code = 'code' in error ? error.code : undefined;
   if (code === 'ENOENT') return 'there is no such file';
+  if (code === 'EISDIR') return 'it is a directory';
   if (code === 'EACCES') return 'permission denied';
   return error.message;
 }

@@ -1,11 +1,13 @@
 /** Options by which an operator says what evidence is judged by, and the policy that follows from them. */
+import { writeFile } from 'node:fs/promises';
 import { decodeCertificate } from '../../src/formats/certificate.ts';
 import { decodePem } from '../../src/formats/x509.ts';
 import { type AllowedImage, decodeAllowedImage, maxMeasurementsBytes } from '../../src/measure/allowed-image.ts';
 import { nonceBytes } from '../../src/measure/evidence.ts';
-import type { JudgePolicy } from '../../src/measure/judge.ts';
+import type { JudgePolicy, Verdict } from '../../src/measure/judge.ts';
 import { type OptionTable, UsageError } from '../host/command-line.ts';
-import { decodeInput, readInputFile } from './input-file.ts';
+import { attestationReport } from './attestation-report.ts';
+import { decodeInput, readInputFile, reasonOf } from './input-file.ts';
 
 const maxAuthoritiesBytes = 4 * 1024 * 1024;
 
@@ -54,6 +56,15 @@ export async function readJudgePolicy(values: JudgeValues): Promise<JudgePolicy>
     ...(values['ek-ca'] !== undefined && { ekAuthorities: await readAuthorities(values['ek-ca']) }),
     ...(pcr7 !== undefined && { enrolled: { pcr7 } }),
   };
+}
+
+/** Writes evidence and verdict for people. Throws one sentence with the file's name. */
+export async function writeReport(path: string, source: string | Uint8Array, verdict: Verdict): Promise<void> {
+  try {
+    await writeFile(path, attestationReport({ source, verdict, madeAt: new Date() }));
+  } catch (error) {
+    throw new Error(`cannot write the report ${path}: ${reasonOf(error)}`, { cause: error });
+  }
 }
 
 export function parseNonce(text: string): Uint8Array {

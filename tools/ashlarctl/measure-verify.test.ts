@@ -160,6 +160,21 @@ describe('measure verify', () => {
     assert.equal((JSON.parse(broken.stdout) as { accepted: boolean }).accepted, false);
   });
 
+  it('writes a report, of what is refused too, and says when it cannot', async () => {
+    const other = ['--evidence', at('evidence.json'), '--image', at('other.json')];
+    for (const [argv, word, expected] of [
+      [files(), 'Accepted with reservations', 0],
+      [other, 'Refused', 1],
+    ] as const) {
+      const { code, stdout } = await verify(...argv, '--report', at('report.html'));
+      assert.equal(code, expected, stdout);
+      assert.ok((await readFile(at('report.html'), 'utf8')).includes(`${word}</strong>`));
+    }
+    const outcome = await verify(...files(), '--report', at('dir'));
+    assert.equal(outcome.code, 1);
+    assert.match(outcome.stderr, /^error: cannot write the report .*dir: it is a directory$/m);
+  });
+
   it('shows nothing of hostile evidence that a terminal would act on', async () => {
     const text = await readFile(at('evidence.json'), 'utf8');
     await writeFile(at('hostile.json'), text.replace('"node-test"', '"\\u001b[2Jnode"'));

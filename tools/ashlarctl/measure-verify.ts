@@ -1,12 +1,10 @@
 /** `ashlarctl measure verify`: the judge on a file, without a node and without a network. */
-import { writeFile } from 'node:fs/promises';
 import { maxEvidenceBytes } from '../../src/measure/evidence.ts';
 import { judge } from '../../src/measure/judge.ts';
 import { command } from '../host/command-line.ts';
-import { attestationReport } from './attestation-report.ts';
 import { printJson } from './command-options.ts';
 import { readInputFile } from './input-file.ts';
-import { JUDGE_OPTIONS, parseNonce, readJudgePolicy } from './judge-options.ts';
+import { JUDGE_OPTIONS, parseNonce, readJudgePolicy, writeReport } from './judge-options.ts';
 import { verdictJson, verdictLines } from './verdict-view.ts';
 
 export const measureVerify = command({
@@ -31,8 +29,7 @@ export const measureVerify = command({
     const [format] = verdict.checks;
     // Not evidence at all: that is one line, as for any other wrong file.
     if (format?.outcome === 'failed' && !values.json) throw new Error(`${values.evidence}: ${format.detail}`);
-    if (values.report !== undefined)
-      await writeFile(values.report, attestationReport({ source, verdict, madeAt: new Date() }));
+    if (values.report !== undefined) await writeReport(values.report, source, verdict);
     if (values.json) printJson(print, verdictJson(verdict));
     else for (const line of verdictLines(verdict)) print(line);
     if (values.strict && verdict.accepted && isRefused && !values.json)

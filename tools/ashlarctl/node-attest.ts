@@ -4,11 +4,10 @@ import { encodeEvidence } from '../../src/measure/evidence.ts';
 import { judge } from '../../src/measure/judge.ts';
 import { RpcCallError } from '../../src/rpc/rpc-error.ts';
 import { command, UsageError } from '../host/command-line.ts';
-import { attestationReport } from './attestation-report.ts';
 import { COMMON_OPTIONS, OVERRIDE_OPTION, printJson } from './command-options.ts';
 import { connectCluster, type NodeConnection } from './connection.ts';
 import { openContexts } from './contexts.ts';
-import { JUDGE_OPTIONS, readJudgePolicy } from './judge-options.ts';
+import { JUDGE_OPTIONS, readJudgePolicy, writeReport } from './judge-options.ts';
 import { ATTESTATION_TIMEOUT_MS, type AttestationCalls, takeEvidence } from './take-evidence.ts';
 import { verdictJson, verdictLines } from './verdict-view.ts';
 
@@ -50,8 +49,7 @@ export const nodeAttest = command({
     const { nonce, time } = evidence;
     const verdict = judge(text, { ...policy, time, nonce, tlsSpki: node.tlsSpki() });
     const isRefused = !verdict.accepted || (values.strict && verdict.reservations.length > 0);
-    if (values.report !== undefined)
-      await writeFile(values.report, attestationReport({ source: text, verdict, madeAt: new Date() }));
+    if (values.report !== undefined) await writeReport(values.report, text, verdict);
     if (values.json) printJson(print, { ...subject, verdict: verdictJson(verdict) });
     else for (const line of verdictLines(verdict)) print(line);
     if (values.strict && verdict.accepted && isRefused && !values.json)
