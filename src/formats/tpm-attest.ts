@@ -9,6 +9,7 @@ import {
   encodeSized,
   type PcrSelection,
   readPcrSelections,
+  TPM_ALG,
   TpmReader,
   u8,
   u16,
@@ -20,43 +21,15 @@ export const TPM_GENERATED = 0xff544347;
 /** TPM_ST_ATTEST_QUOTE (Part 2, 6.9). */
 export const ATTEST_QUOTE = 0x8018;
 
-/** TPM_ALG_ID (Part 2, 6.3) of keys and signatures. */
-export const KEY_ALG = {
-  rsa: 0x0001,
-  sha1: 0x0004,
-  aes: 0x0006,
-  sha256: 0x000b,
-  sha384: 0x000c,
-  sha512: 0x000d,
-  null: 0x0010,
-  rsassa: 0x0014,
-  rsapss: 0x0016,
-  ecdsa: 0x0018,
-  ecc: 0x0023,
-  cfb: 0x0043,
-} as const;
-
-/** TPMA_OBJECT (Part 2, 8.3): what a key may do. */
-export const KEY_ATTRIBUTE = {
-  fixedTpm: 1 << 1,
-  fixedParent: 1 << 4,
-  sensitiveDataOrigin: 1 << 5,
-  userWithAuth: 1 << 6,
-  adminWithPolicy: 1 << 7,
-  restricted: 1 << 16,
-  decrypt: 1 << 17,
-  sign: 1 << 18,
-} as const;
-
 /** No structure of a quote is larger; TPM2B_PUBLIC and TPM2B_ATTEST stay far below. */
 const maxStructureBytes = 4096;
 
 export type KeyHash = 'sha1' | 'sha256' | 'sha384' | 'sha512';
 const hashById = new Map<number, KeyHash>([
-  [KEY_ALG.sha1, 'sha1'],
-  [KEY_ALG.sha256, 'sha256'],
-  [KEY_ALG.sha384, 'sha384'],
-  [KEY_ALG.sha512, 'sha512'],
+  [TPM_ALG.sha1, 'sha1'],
+  [TPM_ALG.sha256, 'sha256'],
+  [TPM_ALG.sha384, 'sha384'],
+  [TPM_ALG.sha512, 'sha512'],
 ]);
 const idOfHash = new Map([...hashById].map(([id, name]) => [name, id]));
 
@@ -150,7 +123,7 @@ export function decodeTpmSignature(bytes: Uint8Array): TpmSignature {
 }
 
 export function encodeTpmSignature(value: TpmSignature): Uint8Array {
-  const head = [u16(KEY_ALG[value.scheme]), u16(idOfHash.get(value.hash) ?? 0)];
+  const head = [u16(TPM_ALG[value.scheme]), u16(idOfHash.get(value.hash) ?? 0)];
   return value.scheme === 'ecdsa'
     ? Buffer.concat([...head, encodeSized(value.r), encodeSized(value.s)])
     : Buffer.concat([...head, encodeSized(value.signature)]);
@@ -158,7 +131,7 @@ export function encodeTpmSignature(value: TpmSignature): Uint8Array {
 
 interface KeyCommon {
   readonly nameHash: KeyHash;
-  /** {@link KEY_ATTRIBUTE} bits. */
+  /** TPMA_OBJECT (Part 2, 8.3), as `OBJECT` in tpm-public-area.ts names its bits. */
   readonly attributes: number;
   readonly authPolicy: Uint8Array;
   /** AES-CFB key size of a storage key; absent for others. */
@@ -175,7 +148,7 @@ export type TpmPublicKey =
 export function decodeTpmPublicKey(bytes: Uint8Array): TpmPublicKey {
   const reader = readerOf(bytes, 'TPMT_PUBLIC');
   const type = reader.u16('type');
-  if (type !== KEY_ALG.rsa && type !== KEY_ALG.ecc) {
+  if (type !== TPM_ALG.rsa && type !== TPM_ALG.ecc) {
     reader.fail('type', `0x${type.toString(16)} is neither RSA nor ECC`);
   }
   const nameHash = hashOf(reader, 'nameAlg');
@@ -190,23 +163,23 @@ export function decodeTpmPublicKey(bytes: Uint8Array): TpmPublicKey {
     ...(symmetricBits !== undefined && { symmetricBits }),
     ...(scheme !== undefined && { scheme }),
   };
-  const key: TpmPublicKey = type === KEY_ALG.rsa ? readRsa(reader, common) : readEcc(reader, common);
+  const key: TpmPublicKey = type === TPM_ALG.rsa ? readRsa(reader, common) : readEcc(reader, common);
   reader.end();
   return key;
 }
 
 export function encodeTpmPublicKey(key: TpmPublicKey): Uint8Array {
   const head = [
-    u16(KEY_ALG[key.type]),
+    u16(TPM_ALG[key.type]),
     u16(idOfHash.get(key.nameHash) ?? 0),
     u32(key.attributes),
     encodeSized(key.authPolicy),
     ...(key.symmetricBits === undefined
-      ? [u16(KEY_ALG.null)]
-      : [u16(KEY_ALG.aes), u16(key.symmetricBits), u16(KEY_ALG.cfb)]),
+      ? [u16(TPM_ALG.null)]
+      : [u16(TPM_ALG.aes), u16(key.symmetricBits), u16(TPM_ALG.cfb)]),
     ...(key.scheme === undefined
-      ? [u16(KEY_ALG.null)]
-      : [u16(KEY_ALG[key.scheme.name]), u16(idOfHash.get(key.scheme.hash) ?? 0)]),
+      ? [u16(TPM_ALG.null)]
+      : [u16(TPM_ALG[key.scheme.name]), u16(idOfHash.get(key.scheme.hash) ?? 0)]),
   ];
   if (key.type === 'rsa') {
     // 0 stands for 65537, and is what the TCG's templates say.
@@ -214,7 +187,7 @@ export function encodeTpmPublicKey(key: TpmPublicKey): Uint8Array {
     return Buffer.concat([...head, u16(key.modulus.length * 8), u32(exponent), encodeSized(key.modulus)]);
   }
   const curve = [...curveById].find(([, { name }]) => name === key.curve)?.[0] ?? 0;
-  return Buffer.concat([...head, u16(curve), u16(KEY_ALG.null), encodeSized(key.x), encodeSized(key.y)]);
+  return Buffer.concat([...head, u16(curve), u16(TPM_ALG.null), encodeSized(key.x), encodeSized(key.y)]);
 }
 
 /** @throws Error when the numbers are no key: a point that is not on the curve, say. */
@@ -257,7 +230,7 @@ function readEcc(reader: TpmReader, common: KeyCommon): TpmPublicKey {
   const id = reader.u16('curveID');
   const curve = curveById.get(id);
   if (curve === undefined) return reader.fail('curveID', `0x${id.toString(16)} is not NIST P-256, P-384 or P-521`);
-  reader.expect(2, KEY_ALG.null, 'kdf');
+  reader.expect(2, TPM_ALG.null, 'kdf');
   const [x, y] = [coordinate(reader, 'unique.x', curve.bytes), coordinate(reader, 'unique.y', curve.bytes)];
   return { type: 'ecc', ...common, curve: curve.name, x, y };
 }
@@ -271,27 +244,27 @@ function coordinate(reader: TpmReader, field: string, size: number): Uint8Array 
 
 function readSymmetric(reader: TpmReader): number | undefined {
   const algorithm = reader.u16('symmetric algorithm');
-  if (algorithm === KEY_ALG.null) return undefined;
-  if (algorithm !== KEY_ALG.aes) reader.fail('symmetric algorithm', `0x${algorithm.toString(16)} is not AES`);
+  if (algorithm === TPM_ALG.null) return undefined;
+  if (algorithm !== TPM_ALG.aes) reader.fail('symmetric algorithm', `0x${algorithm.toString(16)} is not AES`);
   const bits = reader.u16('symmetric key bits');
   if (bits !== 128 && bits !== 192 && bits !== 256) reader.fail('symmetric key bits', `${bits} is no size of AES`);
-  reader.expect(2, KEY_ALG.cfb, 'symmetric mode');
+  reader.expect(2, TPM_ALG.cfb, 'symmetric mode');
   return bits;
 }
 
 function readScheme(reader: TpmReader): KeyCommon['scheme'] {
   const algorithm = reader.u16('scheme');
-  if (algorithm === KEY_ALG.null) return undefined;
+  if (algorithm === TPM_ALG.null) return undefined;
   return { name: schemeName(reader, algorithm), hash: hashOf(reader, 'scheme hash') };
 }
 
 function schemeName(reader: TpmReader, algorithm: number): TpmSignature['scheme'] {
   switch (algorithm) {
-    case KEY_ALG.rsassa:
+    case TPM_ALG.rsassa:
       return 'rsassa';
-    case KEY_ALG.rsapss:
+    case TPM_ALG.rsapss:
       return 'rsapss';
-    case KEY_ALG.ecdsa:
+    case TPM_ALG.ecdsa:
       return 'ecdsa';
     default:
       return reader.fail('scheme', `0x${algorithm.toString(16)} is not RSASSA, RSAPSS or ECDSA`);

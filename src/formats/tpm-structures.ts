@@ -19,6 +19,7 @@ export const TPM_ALG = {
   sha512: 0x000d,
   null: 0x0010,
   rsassa: 0x0014,
+  rsapss: 0x0016,
   ecdsa: 0x0018,
   ecc: 0x0023,
   cfb: 0x0043,

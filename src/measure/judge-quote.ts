@@ -1,6 +1,8 @@
 /** The checks of who said it, to whom, and whether a TPM signed it. One function each; `judge.ts` runs them. */
 import { createHash } from 'node:crypto';
-import { ATTEST_QUOTE, KEY_ALG, KEY_ATTRIBUTE, TPM_GENERATED, verifyTpmSignature } from '../formats/tpm-attest.ts';
+import { ATTEST_QUOTE, TPM_GENERATED, verifyTpmSignature } from '../formats/tpm-attest.ts';
+import { OBJECT } from '../formats/tpm-public-area.ts';
+import { TPM_ALG } from '../formats/tpm-structures.ts';
 import { describeTpm, findEkCertificate, nameOf, verifyEkChain } from './ek-certificate.ts';
 import { qualifyingData, quotedPcrs } from './evidence.ts';
 import { type CheckRule, type Finding, failed, hex, type JudgedCase, notDone, passed } from './judged-case.ts';
@@ -135,7 +137,7 @@ function quoteSelection({ attest }: JudgedCase): Finding {
     .map(({ hash, pcrs }) => `${bankNames.get(hash) ?? `0x${hash.toString(16)}`}:${pcrs.join(',')}`)
     .join('+');
   const [only] = selections;
-  if (selections.length === 1 && only?.hash === KEY_ALG.sha256 && only.pcrs.join() === quotedPcrs.join())
+  if (selections.length === 1 && only?.hash === TPM_ALG.sha256 && only.pcrs.join() === quotedPcrs.join())
     return passed(shown);
   return failed(`${shown || 'nothing'}, expected sha256:${quotedPcrs.join(',')} alone`);
 }
@@ -153,10 +155,10 @@ function clock({ attest }: JudgedCase): Finding {
 }
 
 const bankNames = new Map<number, string>([
-  [KEY_ALG.sha1, 'sha1'],
-  [KEY_ALG.sha256, 'sha256'],
-  [KEY_ALG.sha384, 'sha384'],
-  [KEY_ALG.sha512, 'sha512'],
+  [TPM_ALG.sha1, 'sha1'],
+  [TPM_ALG.sha256, 'sha256'],
+  [TPM_ALG.sha384, 'sha384'],
+  [TPM_ALG.sha512, 'sha512'],
 ]);
 
 export const quoteRules: readonly CheckRule[] = [
@@ -199,15 +201,15 @@ function compare(found: string, expected: string): Finding {
   return found === expected ? passed(found) : failed(`${found || 'nothing'}, expected ${expected}`);
 }
 
-type Attribute = keyof typeof KEY_ATTRIBUTE;
+type Attribute = keyof typeof OBJECT;
 
 function attributeProblem(
   attributes: number,
   wanted: readonly Attribute[],
   unwanted: readonly Attribute[],
 ): string | undefined {
-  const missing = wanted.filter((name) => (attributes & KEY_ATTRIBUTE[name]) === 0);
-  const extra = unwanted.filter((name) => (attributes & KEY_ATTRIBUTE[name]) !== 0);
+  const missing = wanted.filter((name) => (attributes & OBJECT[name]) === 0);
+  const extra = unwanted.filter((name) => (attributes & OBJECT[name]) !== 0);
   const parts = [
     ...(missing.length > 0 ? [`lacks ${missing.join(', ')}`] : []),
     ...(extra.length > 0 ? [`must not have ${extra.join(', ')}`] : []),
