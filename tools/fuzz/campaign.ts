@@ -11,7 +11,7 @@ export interface CampaignOptions {
   /** Inputs for each target. @default its share of the campaign */
   readonly executions?: number;
   readonly seed: number;
-  /** Targets at once. @default 1 */
+  /** Threads at once; more than targets share them. @default 1 */
   readonly lanes?: number;
   readonly progress?: Progress;
   readonly signal?: AbortSignal;
@@ -27,11 +27,12 @@ const maxGuided = 20_000;
 export async function runCampaign(options: CampaignOptions): Promise<FuzzResult[]> {
   const names = options.targets ?? fuzzTargets.map((target) => target.name);
   const results = new Map<string, FuzzResult>();
+  const shards = Math.max(1, Math.floor((options.lanes ?? 1) / names.length));
   const waiting = [...names];
   const lane = async (): Promise<void> => {
     for (let name = waiting.shift(); name !== undefined; name = waiting.shift()) {
       const target = name;
-      const run = (): Promise<FuzzResult> => runTarget(target, options);
+      const run = (): Promise<FuzzResult> => runTarget(target, options, shards);
       results.set(target, await (options.progress?.step(`fuzz ${target}`, run) ?? run()));
     }
   };
@@ -43,7 +44,7 @@ export async function runCampaign(options: CampaignOptions): Promise<FuzzResult[
  * First guided by coverage, to find inputs that reach all that can be reached; then, without V8's counters and so several
  * times as fast, from those inputs.
  */
-async function runTarget(name: string, options: CampaignOptions): Promise<FuzzResult> {
+async function runTarget(name: string, options: CampaignOptions, shards: number): Promise<FuzzResult> {
   const executions = options.executions ?? fuzzTarget(name).campaignExecutions;
   const guidedExecutions = Math.min(maxGuided, Math.ceil(executions / 4));
   const common = {
@@ -52,15 +53,21 @@ async function runTarget(name: string, options: CampaignOptions): Promise<FuzzRe
   };
   const seeds = await seedsOf(name);
   const guided = await runFuzz({ ...common, seeds, executions: guidedExecutions });
-  const fast = await runFuzz({
-    ...{ ...common, seeds: [...seeds, ...guided.corpus], executions: Math.max(1, executions - guided.executions) },
-    ...{ isGuided: false, measuresCoverage: false },
-  });
+  const fast = await Promise.all(
+    Array.from({ length: shards }, (_, shard) =>
+      runFuzz({
+        ...common,
+        ...{ seed: options.seed + 1 + shard, seeds: [...seeds, ...guided.corpus] },
+        ...{ executions: Math.max(1, Math.ceil((executions - guided.executions) / shards)) },
+        ...{ isGuided: false, measuresCoverage: false },
+      }),
+    ),
+  );
   return {
     ...guided,
-    executions: guided.executions + fast.executions,
-    findings: [...guided.findings, ...fast.findings],
-    durationMs: guided.durationMs + fast.durationMs,
+    executions: fast.reduce((sum, part) => sum + part.executions, guided.executions),
+    findings: [...guided.findings, ...fast.flatMap(({ findings }) => findings)],
+    durationMs: guided.durationMs + Math.max(...fast.map(({ durationMs }) => durationMs)),
   };
 }
 

@@ -35,7 +35,7 @@ export const eventLogTarget: FuzzTarget = {
     'src/measure/event-log-replay.ts',
   ],
   maxBytes: 4096,
-  campaignExecutions: 1_500_000,
+  campaignExecutions: 500_000,
   dictionary: dictionaryOf(
     'Spec ID Event03\0',
     'Spec ID Event00\0',

@@ -8,7 +8,7 @@ export const evidenceTarget: FuzzTarget = {
   name: 'evidence',
   files: ['src/measure/evidence.ts', 'src/formats/json-shape.ts'],
   maxBytes: 16 * 1024,
-  campaignExecutions: 400_000,
+  campaignExecutions: 200_000,
   dictionary: dictionaryOf(
     '"format"',
     '"ashlar-evidence/1"',

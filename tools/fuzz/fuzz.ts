@@ -17,13 +17,20 @@ const fuzzCommand = command({
       summary: "inputs for each target; its campaign's unless given",
     },
     seed: { type: 'integer', value: 'N', maximum: 2 ** 31, summary: 'of the random numbers; a new one unless given' },
+    lanes: {
+      type: 'integer',
+      value: 'N',
+      minimum: 1,
+      maximum: 64,
+      summary: 'threads at once; as many as processors unless given',
+    },
     record: { type: 'boolean', summary: 'write the result to docs/fuzzing.md and keep the seeds; wants all targets' },
   },
   positionals: [{ name: 'target', summary: 'what to fuzz', many: true }],
   run: async ({ target, executions, record, ...values }, { print, progress, signal }) => {
     const seed = values.seed ?? randomInt(2 ** 31);
     const results = await runCampaign({
-      ...{ seed, progress, signal, lanes: availableParallelism() },
+      ...{ seed, progress, signal, lanes: values.lanes ?? availableParallelism() },
       ...(target.length === 0 ? {} : { targets: target }),
       ...(executions === undefined ? {} : { executions }),
     });

@@ -17,7 +17,7 @@ export const gptTarget: FuzzTarget = {
   name: 'gpt',
   files: ['src/formats/gpt.ts'],
   maxBytes: gptHeaderBytes + 8 * 128,
-  campaignExecutions: 50_000,
+  campaignExecutions: 30_000,
   dictionary: dictionaryOf('EFI PART', '0x00000100', '0x5c000000', '0x28732ac11ff8d211ba4b00a0c93ec93b'),
   load: async (tree) => {
     const url = pathToFileURL(join(tree, 'src/formats/gpt.ts')).href;

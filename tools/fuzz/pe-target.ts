@@ -13,7 +13,7 @@ export const peTarget: FuzzTarget = {
   name: 'pe',
   files: ['src/formats/pe.ts', 'src/formats/authenticode.ts', 'src/formats/der.ts'],
   maxBytes: 12 * 1024,
-  campaignExecutions: 300_000,
+  campaignExecutions: 150_000,
   dictionary: dictionaryOf(
     'MZ',
     'PE\0\0',

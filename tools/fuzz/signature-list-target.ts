@@ -9,7 +9,7 @@ export const signatureListTarget: FuzzTarget = {
   name: 'signature-list',
   files: ['src/formats/efi-signature-list.ts', 'src/formats/byte-reader.ts', 'src/formats/guid.ts'],
   maxBytes: 2048,
-  campaignExecutions: 4_000_000,
+  campaignExecutions: 4_500_000,
   dictionary: dictionaryOf(
     '0xa159c0a5e494a74a87b5ab155c2bf072',
     '0x2616c4c14c509240aca941f936934328',

@@ -34,7 +34,7 @@ export const tpmTarget: FuzzTarget = {
     'src/formats/tpm-nv-public.ts',
   ],
   maxBytes: 5000,
-  campaignExecutions: 4_000_000,
+  campaignExecutions: 4_700_000,
   dictionary: dictionaryOf(
     '0xff544347',
     '0x8018',
