@@ -6,6 +6,7 @@ import { describePrincipal, type Principal } from '../rpc/permissions.ts';
 import { RpcError, type RpcLog } from '../rpc/rpc-error.ts';
 import { attest, attestationIdentityMessage, checkAttestRequest, checkPcr7 } from './attestation.ts';
 import type { InitConnection } from './init-connection.ts';
+import { checkReason } from './reason.ts';
 import { logLineMessage, nodeStatusMessage, serviceMessage } from './status-message.ts';
 
 const TAIL_MAX = 100_000;
@@ -62,11 +63,6 @@ export function createNodeService(init: InitConnection, log: RpcLog): Registered
 
 function byName<T extends { name: string }>(services: readonly T[]): T[] {
   return services.toSorted((a, b) => (a.name < b.name ? -1 : 1));
-}
-
-function checkReason(reason: string): string {
-  if (/^\P{Cc}{1,200}$/u.test(reason)) return reason;
-  throw new RpcError('INVALID_ARGUMENT', 'the reason must be 1 to 200 characters without control characters');
 }
 
 /** What is ready together, together: at most `size` at once, and nothing waits for company. */

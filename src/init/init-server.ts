@@ -20,6 +20,7 @@ import {
   type LogEntry,
   type LogsParams,
   type NodeStatus,
+  type RecoveryState,
   type Sealing,
   type ServiceStatus,
 } from '../rpc/init-protocol.ts';
@@ -43,8 +44,17 @@ export interface InitService {
   attest(params: InitParams<'attest'>): Promise<Attestation>;
   sealing(): Promise<Sealing>;
   requestReseal(params: InitParams<'requestReseal'>): Promise<void>;
+  /** Of a node whose data does not open; absent on any other. */
+  readonly recovery?: RecoveryMode;
   /** Begins the ordered shutdown; returns at once. */
   stop(action: StopAction, reason: string): void;
+}
+
+/** What a refused node does for its owner. */
+export interface RecoveryMode {
+  state(): Promise<RecoveryState>;
+  /** Opens the data and seals it anew. The server reboots afterwards. */
+  recover(params: InitParams<'recover'>): Promise<{ readonly summary: string }>;
 }
 
 export interface InitServerOptions {
@@ -163,12 +173,22 @@ class Connection {
       case 'requestReseal':
         await this.#service.requestReseal(request.params);
         return this.#send({ id, result: null });
+      case 'recoveryState':
+        return this.#send({ id, result: await this.#recovery().state() });
+      case 'recover':
+        this.#send({ id, result: await this.#recovery().recover(request.params) });
+        return this.#service.stop('reboot', 'the data was recovered');
       case 'reboot':
       case 'poweroff':
         // Answered first: the shutdown ends the client, too.
         this.#send({ id, result: null });
         this.#service.stop(request.method, request.params.reason);
     }
+  }
+
+  #recovery(): RecoveryMode {
+    if (this.#service.recovery !== undefined) return this.#service.recovery;
+    throw new InitRefusal('NOT_FOUND', 'the data of this node is open: there is nothing to recover');
   }
 
   async #stream(id: number, entries: AsyncIterable<LogEntry>, signal: AbortSignal): Promise<void> {

@@ -14,11 +14,13 @@ import {
   type ServiceHost,
   serviceRunnable,
   startServices,
+  stopDeadlineMs,
   writeServiceConfiguration,
 } from '../supervisor/service-runnable.ts';
-import type { Runnable } from '../supervisor/supervisor.ts';
+import type { Runnable, Supervisor } from '../supervisor/supervisor.ts';
 import type { Timeline } from './boot-record.ts';
 import type { NodeIdentity } from './identity.ts';
+import type { ShutdownStep } from './shutdown.ts';
 
 /** Runs below the network, which starts it once the firewall stands. */
 const DHCP_SERVICE = 'dhcpcd';
@@ -62,6 +64,19 @@ function networkRunnable(
         host.log.append('init.network', 'DEBUG', `${cidr} is on ${link}`);
       },
     });
+  };
+}
+
+/** The step of the shutdown that ends the tree. */
+export function stopServices(supervisor: Supervisor, manifests: readonly ServiceManifest[]): ShutdownStep {
+  const deadlineMs = stopDeadlineMs(manifests);
+  return {
+    name: 'stop the services',
+    deadlineMs: deadlineMs * manifests.length,
+    async run() {
+      const leftBehind = await supervisor.stop(deadlineMs);
+      if (leftBehind.length > 0) throw new Error(`${leftBehind.join(', ')} did not end in time`);
+    },
   };
 }
 

@@ -32,6 +32,9 @@ test('a request is where the next unlock looks for it, and is told until then', 
   assert.equal((await service.sealing()).resealRequested, true);
   await service.requestReseal({ reason: 'and a new epoch' });
   assert.deepEqual(left(), { reason: 'and a new epoch' });
+  // As long as an operator's reason is with his name behind it.
+  await service.requestReseal({ reason: `${'x'.repeat(200)} (operator ada)` });
+  assert.deepEqual(left(), { reason: 'x'.repeat(200) });
 });
 
 test('data that is not sealed has nothing to tell or to renew', async () => {

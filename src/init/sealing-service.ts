@@ -3,6 +3,9 @@ import { type InitParams, InitRefusal, type Sealing } from '../rpc/init-protocol
 import { isResealRequested, requestReseal } from '../storage/reseal-request.ts';
 import type { SealingReport } from '../storage/volume-lock.ts';
 
+/** What a request may say (src/storage/reseal-request.ts); who asked stands at the end and is cut first. */
+const REASON_MAX_CHARACTERS = 200;
+
 export interface SealingServiceOptions {
   /** As the unlock found it; undefined on a machine without TPM. */
   readonly sealing: SealingReport | undefined;
@@ -30,7 +33,8 @@ export function createSealingService({ sealing, dataDirectory }: SealingServiceO
     },
     async requestReseal({ reason, pcr7 }) {
       whenSealed();
-      await requestReseal(dataDirectory, { reason, ...(pcr7 !== undefined && { pcr7 }) });
+      const said = reason.slice(0, REASON_MAX_CHARACTERS).toWellFormed();
+      await requestReseal(dataDirectory, { reason: said, ...(pcr7 !== undefined && { pcr7 }) });
     },
   };
 }

@@ -5,7 +5,7 @@
  *     → init socket → supervisor: firewall, network, services → ready
  *
  * What restarting can better ends in a restart; what it cannot (parameters, a data partition that stays closed) waits for
- * a human with PCR 11 capped. The node parameters are untrusted until they are measured.
+ * a human with PCR 11 capped, who may be the owner at the other end of the network (recovery-mode.ts). The node parameters are untrusted until they are measured.
  */
 import { type NodeParameters, NodeParametersError } from '../formats/node-parameters.ts';
 import { releaseStartMemory } from '../linux/memory.ts';
@@ -13,7 +13,7 @@ import { setHostName, setWallClock } from '../linux/system.ts';
 import { INIT_SOCKET } from '../rpc/init-client.ts';
 import type { Logger, LogStore } from '../supervisor/log-store.ts';
 import { loadServiceManifests, type ServiceManifest, servicesForRoles } from '../supervisor/service-manifest.ts';
-import { nodeServiceHost, serviceStatuses, stopDeadlineMs } from '../supervisor/service-runnable.ts';
+import { nodeServiceHost, serviceStatuses } from '../supervisor/service-runnable.ts';
 import { type Supervisor, startSupervisor } from '../supervisor/supervisor.ts';
 import { createAttestor } from './attest-client.ts';
 import type { Stage1Record, Timeline } from './boot-record.ts';
@@ -25,17 +25,24 @@ import { startInitServer } from './init-server.ts';
 import { applyKernelSettings } from './kernel-settings.ts';
 import { readEventLog, readSecureBoot } from './machine.ts';
 import { mountAll, mountOptional, STAGE2_MOUNTS } from './mounts.ts';
-import { nodeServices, writeConfigurations } from './node-services.ts';
+import { nodeServices, stopServices, writeConfigurations } from './node-services.ts';
 import { type BootFacts, nodeStatusReader } from './node-status.ts';
 import { ensureOwnedDirectory } from './owned-files.ts';
 import { type NodeParametersPlace, readNodeParameters } from './read-node-parameters.ts';
 import { startReaper } from './reaper.ts';
+import { isRecoverable, startRecoveryMode } from './recovery-mode.ts';
 import { createSealingService } from './sealing-service.ts';
 import { closeMappings, createShutdown, killRemainingProcesses, type Shutdown, unmountWithRetry } from './shutdown.ts';
 import { watchStopRequests } from './signals.ts';
 import type { Stage } from './stage1.ts';
 import { readSystemDescription, type SystemDescription } from './system-description.ts';
-import { type UnlockOptions, UnlockRefusedError, type UnlockResult, unlockData } from './unlock-client.ts';
+import {
+  dataPartitionRequest,
+  type UnlockOptions,
+  UnlockRefusedError,
+  type UnlockResult,
+  unlockData,
+} from './unlock-client.ts';
 import { NeedsHuman, waitForHuman } from './wait-for-human.ts';
 import { armWatchdogs } from './watchdog.ts';
 
@@ -61,20 +68,33 @@ export async function runStage2(stage: Stage, stage1: Stage1Record): Promise<voi
   setClock(system, log);
   const facts = await describeBoot(system, stage1, log);
   const hasTpm = stage1.hasTpm === 'yes';
+  let unlocking: (UnlockOptions & { readonly parameters: NodeParameters }) | undefined;
   try {
     const parameters = await readParameters({ disk: stage1.disk, hasTpm }, log);
     if (await enrolKeys(parameters, stage1.disk, system, log)) {
       await shutdown.begin('reboot', 'Secure Boot keys were enrolled');
       return;
     }
-    const systemDisk = `/dev/${stage1.disk}`;
-    const sealing = await openData({ system, systemDisk, parameters, hasTpm }, facts, shutdown, stage);
+    unlocking = { system, systemDisk: `/dev/${stage1.disk}`, parameters, hasTpm };
+    const sealing = await openData(unlocking, facts, shutdown, stage);
     const identity = await establishIdentity(system, facts, logStore);
     await startNode({ system, parameters, identity, sealing, facts, shutdown, timeline, logStore });
   } catch (error) {
     if (shutdown.signal.aborted) return; // the shutdown took something away from under the boot
     if (!(error instanceof NeedsHuman)) throw error;
     facts.stage = `failed: ${error.stage}`;
+    const refused = error.cause instanceof UnlockRefusedError ? error.cause : undefined;
+    if (unlocking !== undefined && refused !== undefined && isRecoverable(refused.refusal, { hasTpm })) {
+      logStore.logger('init').error(`FAILED ${error.stage}: ${error.message}`);
+      const { refusal, message } = refused;
+      const request = dataPartitionRequest(unlocking);
+      const notBefore = new Date(system.buildTime * 1000);
+      const { parameters } = unlocking;
+      return startRecoveryMode({
+        ...{ refusal, message, request, parameters, notBefore },
+        ...{ facts, shutdown, timeline, logStore },
+      });
+    }
     await waitForHuman(error, logStore, { hasTpm });
   }
 }
@@ -220,17 +240,8 @@ async function startNode(options: NodeStart): Promise<void> {
   if (shutdown.signal.aborted) return;
   const started = startSupervisor(nodeServices({ manifests, host, timeline }), { log: logStore });
   supervisor = started;
-  shutdown.use({
-    name: 'stop the services',
-    deadlineMs: stopDeadlineMs(manifests) * manifests.length,
-    run: () => stopSupervisor(started, stopDeadlineMs(manifests)),
-  });
+  shutdown.use(stopServices(started, manifests));
   announceHealth({ supervisor: started, manifests, facts, timeline });
-}
-
-async function stopSupervisor(supervisor: Supervisor, deadlineMs: number): Promise<void> {
-  const leftBehind = await supervisor.stop(deadlineMs);
-  if (leftBehind.length > 0) throw new Error(`${leftBehind.join(', ')} did not end in time`);
 }
 
 /** Says when each service is healthy, and once that the node is ready. */

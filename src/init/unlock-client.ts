@@ -74,6 +74,19 @@ export class UnlockRefusedError extends Error {
   }
 }
 
+/** What the Workers of unlock and recovery are told. */
+export function dataPartitionRequest(options: UnlockOptions): DataPartitionRequest {
+  return {
+    systemDisk: options.systemDisk,
+    systemPartitionUuid: options.system.partitionUuid,
+    policy: { policyKeyPem: options.system.policyKeyPem, policyRef: options.system.sealing.policyRef },
+    recoveryPublicKeyPem: options.parameters.recovery.publicKeyPem,
+    isTpmRequired: options.parameters.tpm?.required ?? true,
+    hasTpm: options.hasTpm,
+    paths: options.paths ?? PATHS,
+  };
+}
+
 /**
  * Opens and mounts the data partition, creating it at first boot.
  *
@@ -81,22 +94,13 @@ export class UnlockRefusedError extends Error {
  * error may mean that it has not: then only a restart is safe.
  */
 export async function unlockData(options: UnlockOptions, { signal, onEvent }: UnlockCallbacks): Promise<UnlockResult> {
-  const { paths = PATHS, workerPath = WORKER_PATH, deadlineMs = DEADLINE_MS } = options;
-  const workerData: DataPartitionRequest = {
-    systemDisk: options.systemDisk,
-    systemPartitionUuid: options.system.partitionUuid,
-    policy: { policyKeyPem: options.system.policyKeyPem, policyRef: options.system.sealing.policyRef },
-    recoveryPublicKeyPem: options.parameters.recovery.publicKeyPem,
-    isTpmRequired: options.parameters.tpm?.required ?? true,
-    hasTpm: options.hasTpm,
-    paths,
-  };
+  const { workerPath = WORKER_PATH, deadlineMs = DEADLINE_MS } = options;
   const deadline = AbortSignal.timeout(deadlineMs);
   let worker: Worker | undefined;
   let last: UnlockMessage | undefined;
   let failure: unknown;
   try {
-    worker = await startBundleWorker(workerPath, workerData);
+    worker = await startBundleWorker(workerPath, dataPartitionRequest(options));
     last = await followWorker(worker, AbortSignal.any([signal, deadline]), onEvent);
   } catch (error) {
     // Not awaited: it ends when the library it may be stuck in returns, which can be never.

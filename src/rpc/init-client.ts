@@ -20,6 +20,7 @@ import {
   type LogEntry,
   type LogsParams,
   type NodeStatus,
+  type RecoveryState,
   type Sealing,
   type ServiceStatus,
 } from './init-protocol.ts';
@@ -30,6 +31,8 @@ export const INIT_SOCKET = '/run/ashlar/init.sock';
 const CALL_TIMEOUT_MS = 10_000;
 /** What a TPM answers; longer than init's own deadline, so that init's words arrive (src/init/attest-client.ts). */
 const TPM_CALL_TIMEOUT_MS = 75_000;
+/** Longer than init's own deadline for opening and sealing a volume (src/init/recover-client.ts). */
+const RECOVER_TIMEOUT_MS = 195_000;
 
 /** Init's own refusal or failure of a call. */
 export class InitCallError extends Error {
@@ -58,6 +61,10 @@ export interface InitClient extends AsyncDisposable {
   sealing(): Promise<Sealing>;
   /** Refused as `sealing`. The next boot does it. */
   requestReseal(params: InitParams<'requestReseal'>): Promise<void>;
+  /** Why the data is closed. Refused with NOT_FOUND on a node whose data is open. */
+  recoveryState(): Promise<RecoveryState>;
+  /** Resolves when the data is sealed anew; the reboot ends this process soon after. Refused as `recoveryState`. */
+  recover(params: InitParams<'recover'>): Promise<InitResult<'recover'>>;
   /** Resolves when init has accepted; the ordered shutdown ends this process soon after. */
   reboot(reason: string): Promise<void>;
   poweroff(reason: string): Promise<void>;
@@ -130,6 +137,14 @@ class SocketInitClient implements InitClient {
 
   async requestReseal(params: InitParams<'requestReseal'>): Promise<void> {
     await this.#call('requestReseal', params);
+  }
+
+  recoveryState(): Promise<RecoveryState> {
+    return this.#call('recoveryState', {}, TPM_CALL_TIMEOUT_MS);
+  }
+
+  recover(params: InitParams<'recover'>): Promise<InitResult<'recover'>> {
+    return this.#call('recover', params, RECOVER_TIMEOUT_MS);
   }
 
   async reboot(reason: string): Promise<void> {

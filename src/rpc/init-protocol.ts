@@ -171,6 +171,24 @@ export type LogsParams = Checked<typeof logsParams>;
 export type AttestationIdentity = Checked<typeof attestationIdentity>;
 export type Attestation = Checked<typeof attestation>;
 export type Sealing = Checked<typeof sealing>;
+export type RecoveryState = Checked<typeof recoveryState>;
+
+/** Why the data is closed, and what opens it: of a node that serves recovery (docs/boot-flow.md). */
+const recoveryState = object({
+  refusal: text({ min: 1, max: 64, pattern: /^[a-z0-9-]+$/ }),
+  message: text({ min: 1, max: 4096 }),
+  volumeUuid: text({ max: 36, pattern: /^[0-9a-f-]{36}$/ }),
+  recoveryKeyFingerprint: text({ max: 50, pattern: /^SHA256:[A-Za-z0-9_-]{43}$/ }),
+  /** RSA-OAEP to the operator's recovery key. */
+  encryptedRecoveryKey: opaque(1024),
+});
+
+/** Base64 of a secret: no error may quote it. */
+const secret: Check<string> = (value, path) => {
+  if (typeof value !== 'string' || !/^[A-Za-z0-9+/]{4,684}={0,2}$/.test(value))
+    throw new ShapeError(path, 'is not base64 of 3 to 513 bytes');
+  return value;
+};
 
 /** Parameters and results by method. `logs` is a stream of events that ends with null. */
 export const INIT_METHODS = {
@@ -196,6 +214,12 @@ export const INIT_METHODS = {
   requestReseal: {
     params: object({ reason: text({ min: 1, max: 256 }) }, { pcr7: sha256Hex }),
     result: nothing,
+    event: null,
+  },
+  recoveryState: { params: noParams, result: recoveryState, event: null },
+  recover: {
+    params: object({ recoverySecret: secret }),
+    result: object({ summary: text({ max: 1024 }) }),
     event: null,
   },
   reboot: { params: reasonParams, result: nothing, event: null },

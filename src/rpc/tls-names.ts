@@ -7,6 +7,9 @@ import { spkiFingerprint } from '../formats/x509.ts';
 
 export const CURATOR_SERVER_NAME = 'curator.ashlar.internal';
 
+/** A node whose data does not open has no ID; its TLS key is of one boot. */
+export const RECOVERY_SERVER_NAME = 'recovery.node.ashlar.internal';
+
 /** The organization in a certificate's subject says what its holder is. */
 export const ORGANIZATION = {
   operator: 'ashlar-operator',

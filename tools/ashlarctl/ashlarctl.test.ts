@@ -13,16 +13,15 @@ import { findEtcd, NO_ETCD, startEtcd, type TestEtcd } from '../../src/curator/e
 import { encodeHashList } from '../../src/formats/efi-signature-list.ts';
 import { decodeNodeParameters } from '../../src/formats/node-parameters.ts';
 import { decodeAttest } from '../../src/formats/tpm-attest.ts';
-import { type AttestTask, runAttestTask } from '../../src/init/attest-tpm.ts';
 import { type InitService, startInitServer } from '../../src/init/init-server.ts';
 import { decodeEvidence, encodeEvidence, qualifyingData } from '../../src/measure/evidence.ts';
 import type { Verdict } from '../../src/measure/judge.ts';
 import { testAuthority, testIdentity, testNode, testOperator } from '../../src/rpc/certificates-for-tests.ts';
-import { InitRefusal } from '../../src/rpc/init-protocol.ts';
 import { CURATOR_SERVER_NAME, certificateFingerprint, nodeIdOf } from '../../src/rpc/tls-names.ts';
-import { bootTpm, encodeLog, type TestMachine, testMachine } from '../../src/tpm/evidence-fixture.ts';
+import { bootTpm, encodeLog, testMachine } from '../../src/tpm/evidence-fixture.ts';
 import { type SoftwareTpm, startSoftwareTpm } from '../../src/tpm/swtpm-fixture.ts';
 import { runCommandLine } from '../host/command-line.ts';
+import { measurementsOf, tpmService } from './attesting-node-for-tests.ts';
 import { ashlarctl } from './commands.ts';
 import { connectCluster } from './connection.ts';
 import { type Context, openContexts } from './contexts.ts';
@@ -570,45 +569,12 @@ describe('a cluster of one', { skip: etcdBinary === undefined ? NO_ETCD : false 
   });
 });
 
-/** What init does with the TPM, without the Worker between. */
-function tpmService(tpm: string, tlsSpki: Uint8Array): Pick<InitService, 'attestationIdentity' | 'attest'> {
-  const ask = (task: AttestTask) => {
-    const answer = runAttestTask(task);
-    if (answer.type === 'refused') throw new InitRefusal('INVALID', answer.message);
-    return answer;
-  };
-  const identity = () => {
-    const answer = ask({ kind: 'identity', tpm });
-    assert.ok(answer.type === 'identity');
-    return answer.identity;
-  };
-  return {
-    async attestationIdentity() {
-      const { ekKind: _, ...told } = identity();
-      return told;
-    },
-    async attest(params) {
-      const { ekKind } = identity();
-      const answer = ask({ kind: 'attest', tpm, ekKind, ...params, tlsSpki: Buffer.from(tlsSpki).toString('base64') });
-      assert.ok(answer.type === 'attestation');
-      return answer.attestation;
-    },
-  };
-}
-
 const SEALING = {
   generation: 1,
   anchor: 'ok',
   resealed: '',
   resealRequested: false,
 };
-
-/** What a judge reads of an image's measurements.json. */
-function measurementsOf({ image }: TestMachine): string {
-  const { pcr7, pcr11, authenticode } = image;
-  const step = { description: 'Authenticode digest of the UKI', digest: authenticode };
-  return JSON.stringify({ bank: 'sha256', pcr7, pcr11, steps: { pcr4: { 'secure-boot-on': [step] } } });
-}
 
 function initService(
   nodeId: string,

@@ -12,6 +12,7 @@ const OWNER_NOT_BEFORE = new Date('2025-01-01T00:00:00Z');
 
 export const OWNER_KEY_FILE = 'owner.key';
 export const OWNER_CERTIFICATE_FILE = 'owner.crt';
+export const RECOVERY_KEY_FILE = 'recovery.key';
 export const RECOVERY_PUBLIC_KEY_FILE = 'recovery.pub';
 export const NODE_PARAMETERS_FILE = 'node-parameters.json';
 
@@ -62,7 +63,7 @@ export async function prepareCluster(directory: string, options: PrepareOptions)
   const files = {
     [OWNER_KEY_FILE]: { mode: 0o600, content: owner.privateKey.export({ type: 'pkcs8', format: 'pem' }) },
     [OWNER_CERTIFICATE_FILE]: { mode: 0o644, content: ownerCertificatePem },
-    'recovery.key': { mode: 0o600, content: recovery.privateKey.export({ type: 'pkcs8', format: 'pem' }) },
+    [RECOVERY_KEY_FILE]: { mode: 0o600, content: recovery.privateKey.export({ type: 'pkcs8', format: 'pem' }) },
     [RECOVERY_PUBLIC_KEY_FILE]: { mode: 0o644, content: recoveryPublicPem },
     [NODE_PARAMETERS_FILE]: { mode: 0o644, content: encodeNodeParameters(parameters) },
   };

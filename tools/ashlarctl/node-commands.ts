@@ -9,6 +9,7 @@ import { connectCluster, type NodeConnection } from './connection.ts';
 import { openContexts } from './contexts.ts';
 import { nodeAttest } from './node-attest.ts';
 import { nodePredict, nodeReseal } from './node-predict.ts';
+import { nodeRecover } from './node-recover.ts';
 import {
   logLineJson,
   logText,
@@ -178,6 +179,7 @@ export const nodeCommands = commandGroup({
     nodeAttest,
     nodePredict,
     nodeReseal,
+    nodeRecover,
     ending('reboot', 'shut a node down in order and boot it again', 'shuts down and reboots; see: ashlarctl node list'),
     ending('poweroff', 'shut a node down in order and switch it off', 'shuts down and switches itself off.'),
   ],

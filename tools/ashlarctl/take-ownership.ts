@@ -118,7 +118,8 @@ async function readRecoveryFingerprint(directory: string): Promise<string> {
   }
 }
 
-async function readOwner(directory: string): Promise<{ certificatePem: string; privateKeyPem: string }> {
+/** Certificate and key of a directory that `cluster prepare` made, which fit each other. */
+export async function readOwner(directory: string): Promise<{ certificatePem: string; privateKeyPem: string }> {
   const certificatePem = await readOwnerFile(directory, OWNER_CERTIFICATE_FILE);
   const privateKeyPem = await readOwnerFile(directory, OWNER_KEY_FILE);
   let fits: boolean;
@@ -139,7 +140,8 @@ function checkAnswer(context: Context): void {
   }
 }
 
-function wrongFingerprint(endpoint: string, { expected, actual }: WrongFingerprintError): Error {
+/** For people: both keys, and that nothing was sent. */
+export function wrongFingerprint(endpoint: string, { expected, actual }: WrongFingerprintError): Error {
   return new Error(
     [
       `cannot trust the server at ${endpoint}: its key is not the one you named, and nothing was sent to it`,

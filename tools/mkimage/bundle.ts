@@ -16,11 +16,12 @@ export interface Bundle {
 
 const REPOSITORY = join(import.meta.dirname, '../..');
 
-/** What the image runs, by its entry. unlock.js and attest.js are the sources of Workers of init's. */
+/** What the image runs, by its entry. unlock.js, attest.js and recover.js are the sources of Workers of init's. */
 export const BUNDLES = {
   'init.js': 'src/init/main.ts',
   'unlock.js': 'src/init/unlock.ts',
   'attest.js': 'src/init/attest.ts',
+  'recover.js': 'src/init/recover.ts',
   'agent.js': 'src/agent/main.ts',
   'curator.js': 'src/curator/main.ts',
 } as const;
