@@ -83,7 +83,7 @@ export function decodeResealRequest(
   }
   const request = requestShape(JSON.parse(bytes.toString('utf8', HEAD_BYTES, end)), 'request');
   if (request.generation !== generation) {
-    return `it is for generation ${request.generation}, and generation ${generation} opened the volume: it is an old one`;
+    return `it is for generation ${request.generation}, and generation ${generation} opened the volume: it was done, or is an old one`;
   }
   return { reason: request.reason, ...(request.pcr7 === undefined ? {} : { pcr7: request.pcr7 }) };
 }

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { Tpm } from '../tpm/tpm.ts';
 import { tapTpm } from '../tpm/tpm-bus-fixture.ts';
 import { readDataHeader } from './data-volume.ts';
 import { FIXTURE_UUID } from './data-volume-fixture.ts';
@@ -49,6 +50,56 @@ test('the TPM is asked twelve commands for the slot key, and four more to forget
       ...Array.from({ length: 4 }, () => 'FlushContext'),
     ]);
   });
+});
+
+test('a resealing that the TPM refuses is a warning, opens as before, and is done by the boot that can', async () => {
+  await using machine = await sealedMachine();
+  const { volumeKey, ...opened } = await machine.start();
+  machine.request({ volumeKey, ...opened }, { reason: 'a new epoch' });
+  for (const fault of ['nvDefine', 'unseal', 'nvUndefine']) {
+    let calls = 0;
+    const wrap = (tpm: Tpm) =>
+      new Proxy(tpm, {
+        get(target, property) {
+          const value: unknown = Reflect.get(target, property, target);
+          if (typeof value !== 'function') return value;
+          return (...args: unknown[]) => {
+            // The first unseal opens the volume, the second proves the new generation.
+            if (property === fault && (calls += 1) === (fault === 'unseal' ? 2 : 1)) throw new Error('memory is full');
+            return (value as (...all: unknown[]) => unknown).apply(target, args);
+          };
+        },
+      });
+    const { settled, volumeKey: key } = await machine.start({ epoch: 2, wrap });
+    assert.deepEqual(key, volumeKey);
+    assert.match(settled.warnings.join(), /could not be resealed; it opens as before, .*: memory is full/, fault);
+  }
+  const { settled } = await machine.start({ epoch: 2 });
+  assert.match(settled.warnings.join(), /for generation 1, .*: it was done/, 'the proof was all that failed');
+  assert.deepEqual((await machine.start({ epoch: 2 })).settled.warnings, []);
+  assert.equal(settled.sealing?.policyRef, 'ashlar-epoch-2');
+});
+
+test('an image of the epoch before does not end, nor repeat, what a newer one has begun', async () => {
+  await using machine = await sealedMachine();
+  machine.request(await machine.start(), { reason: 'a new epoch' });
+  const wrap = (tpm: Tpm) =>
+    new Proxy(tpm, {
+      get(target, property) {
+        const value: unknown = Reflect.get(target, property, target);
+        if (typeof value !== 'function') return value;
+        return (...args: unknown[]) => {
+          if (property === 'nvUndefine') throw new Error('the power goes here');
+          return (value as (...all: unknown[]) => unknown).apply(target, args);
+        };
+      },
+    });
+  await machine.start({ epoch: 2, wrap });
+  // The image of before does not open the new generation, and ends nothing that a newer image may open.
+  const older = await machine.start({ epoch: 1 });
+  assert.equal(older.settled.sealing?.generation, 1);
+  assert.match(older.settled.warnings.join(), /is left to the newer image/);
+  assert.equal((await machine.start({ epoch: 2 })).settled.sealing?.generation, 2);
 });
 
 // Every write has its turn in sealed-power-cuts.full.test.ts.

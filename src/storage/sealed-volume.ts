@@ -164,10 +164,16 @@ function settle(
   let resealed: string | undefined;
   const requestKey = deriveRequestKey(volumeKey, uuid);
   try {
-    steps.settle();
+    // Before anything is settled: a header that is written then has no request in it.
     const request = takeRequest(steps, requestKey, warnings);
-    if (request !== undefined) resealed = reseal(machine, steps, request);
-    clearResealRequest(device);
+    steps.settle();
+    if (request !== undefined && steps.awaitsNewerImage) {
+      // It would end the newer image's generation, and with it the epoch that was asked for.
+      warnings.push('the request to reseal the data partition is left to the newer image that has begun with it');
+    } else {
+      if (request !== undefined) resealed = reseal(machine, steps, request);
+      clearResealRequest(device);
+    }
   } catch (error) {
     // One generation still opens the volume: that is what the order of the steps is for.
     const message = error instanceof Error ? error.message : String(error);

@@ -1,4 +1,5 @@
 /** Carries out the steps of `sealing-plan.ts` on the disk and the TPM. */
+import { epochOfPolicyRef } from '../measure/policy.ts';
 import { definedAnchors } from '../tpm/anchor-store.ts';
 import { explainOwner } from '../tpm/provisioning.ts';
 import type { StorageRootKey } from '../tpm/tpm.ts';
@@ -52,6 +53,14 @@ export class SealedVolumeSteps implements Disposable {
   /** The generation that a boot would open now. */
   get opened(): Generation {
     return this.#generation(this.#opened);
+  }
+
+  /** A generation of a later epoch than this image's is in the header: its image has begun a resealing that was cut. */
+  get awaitsNewerImage(): boolean {
+    const epoch = epochOfPolicyRef(this.#disk.machine.policy.policyRef) ?? 0;
+    return sealedGenerations(this.#header.accepted.tokens).some(
+      ({ policyRef }) => (epochOfPolicyRef(policyRef) ?? 0) > epoch,
+    );
   }
 
   /** Finishes what an earlier boot has begun. */
