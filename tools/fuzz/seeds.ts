@@ -16,7 +16,7 @@ import { eventType } from '../../src/formats/event-types.ts';
 import { encodeEventLog, minimalPe } from '../../src/formats/fixtures.ts';
 import { encodeGpt, type Gpt } from '../../src/formats/gpt.ts';
 import { buildUki } from '../../src/formats/pe.ts';
-import { createCertificate } from '../../src/formats/x509.ts';
+import { createCertificate, decodePem } from '../../src/formats/x509.ts';
 import { encodeEvidence, quotedPcrs } from '../../src/measure/evidence.ts';
 import { gptHeaderBytes } from './gpt-target.ts';
 import { tpmStructures } from './tpm-target.ts';
@@ -43,6 +43,7 @@ function seedFile(target: string): URL {
 const makers: Readonly<Record<string, () => Uint8Array[]>> = {
   'event-log': () => [eventLogSeed(), eventTypesSeed(), devicePathsSeed(), sha1LogSeed()],
   pe: peSeeds,
+  certificate: certificateSeeds,
   'signature-list': () => [
     dummyDbx(),
     Buffer.concat([dummyDbx(), encodeHashList(owner, [Buffer.alloc(32, 1), Buffer.alloc(32, 2)])]),
@@ -298,4 +299,34 @@ function evidenceSeed(): Uint8Array {
     },
   });
   return Buffer.from(text);
+}
+
+/** An authority's and a leaf's, of both kinds of key; the second with padding as in a TPM's NV memory. */
+function certificateSeeds(): Uint8Array[] {
+  const issuer = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const rsa = generateKeyPairSync('rsa', { modulusLength: 1024 });
+  const name = { organization: 'a maker', commonName: 'an authority' };
+  const common = {
+    issuer: { name, key: issuer.privateKey },
+    serialNumber: Uint8Array.of(1),
+    notBefore: new Date('2025-01-01T00:00:00Z'),
+    notAfter: new Date('2099-01-01T00:00:00Z'),
+  };
+  const authority = createCertificate({
+    ...common,
+    subject: name,
+    publicKey: issuer.publicKey,
+    isCa: true,
+    usages: [],
+  });
+  const leaf = createCertificate({
+    ...common,
+    subject: { commonName: 'a TPM' },
+    publicKey: rsa.publicKey,
+    isCa: false,
+    usages: ['clientAuth'],
+    dnsNames: ['tpm.invalid'],
+  });
+  const der = (pem: string): Uint8Array => decodePem('CERTIFICATE', pem);
+  return [der(authority), Buffer.concat([der(leaf), Buffer.alloc(16, 0xff)])];
 }

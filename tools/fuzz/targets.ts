@@ -1,4 +1,5 @@
 /** All targets. Decoders are loaded only when asked for, after the coverage counters are on. */
+import { certificateTarget } from './certificate-target.ts';
 import { eventLogTarget } from './event-log-target.ts';
 import { evidenceTarget } from './evidence-target.ts';
 import type { FuzzTarget } from './fuzz-target.ts';
@@ -14,6 +15,7 @@ export const fuzzTargets: readonly FuzzTarget[] = [
   tpmTarget,
   evidenceTarget,
   gptTarget,
+  certificateTarget,
 ];
 
 export function fuzzTarget(name: string): FuzzTarget {
