@@ -6,12 +6,14 @@ import { join } from 'node:path';
 import { decodePem, encodePem } from '../formats/x509.ts';
 import type { AllowedImage } from '../measure/allowed-image.ts';
 
-export const evidenceDocument = readFileSync(new URL('../../docs/evidence.md', import.meta.url), 'utf8');
+const DOCS = join(import.meta.dirname, '../../docs');
+
+export const evidenceDocument = readFileSync(join(DOCS, 'evidence.md'), 'utf8');
 const script = [...evidenceDocument.matchAll(/^```sh\n([\s\S]*?)^```$/gm)].map(([, block]) => block ?? '').join('\n');
 
 /** What docs/evidence-sample/ holds: evidence of a node in the lab, and what it is judged by. */
 export function evidenceSample(): { evidence: string; measurements: string; authority: Uint8Array } {
-  const read = (name: string) => readFileSync(new URL(`../../docs/evidence-sample/${name}`, import.meta.url), 'utf8');
+  const read = (name: string) => readFileSync(join(DOCS, 'evidence-sample', name), 'utf8');
   return {
     evidence: read('evidence.json'),
     measurements: read('measurements.json'),
