@@ -77,6 +77,8 @@ test('genuine evidence of both kinds of endorsement key is accepted, with every 
   assert.equal(verdict.accepted, true);
   assert.deepEqual(verdict.reservations, []);
   assert.equal(verdict.image, 'an image');
+  const clock = verdict.checks.find(({ name }) => name === 'clock')?.detail ?? '';
+  assert.match(clock, /^reset \d+, restart 0, \d+ ms powered in its life, clock (not )?safe.*firmware 0x[0-9a-f]{16}$/);
   assert.deepEqual(
     verdict.checks.map(({ name }) => name),
     checkNames,
