@@ -126,6 +126,9 @@ for (const [argv, message] of [
   ['build', 'PROFILE is missing (see: mkimage build --help)'],
   ['keys generate x', 'unexpected argument "x" (see: mkimage keys generate --help)'],
   ['--out x build', '--out must come after a command (see: mkimage --help)'],
+  ['biuld --help', 'mkimage has no command "biuld", did you mean build? (see: mkimage --help)'],
+  ['keys generat -h', 'mkimage keys has no command "generat", did you mean generate? (see: mkimage keys --help)'],
+  ['--out x --help', '--out must come after a command (see: mkimage --help)'],
 ] as const) {
   test(`"${argv}" is refused in one line with exit code 2`, async () => {
     const { code, stderr } = await run(root, argv.split(' '));
@@ -172,5 +175,35 @@ for (const [signal, code] of [
     const [exitCode] = await once(child, 'close');
     assert.equal(text, 'started\ntidied\n');
     assert.equal(exitCode, code);
+  });
+}
+
+for (const [title, body, argv] of [
+  ['prints its last lines and returns', "for (let i = 0; i < 20_000; i++) print('x'.repeat(100));", []],
+  ['goes on printing', "while (!signal.aborted) { print('x'.repeat(100)); await turn(); }", []],
+  ['fails', "await gone(); throw new Error('failed');", ['--json']],
+  ['shows help', '', ['--help']],
+] as const) {
+  test(`a command that ${title} when the reader of its output is gone ends quietly with exit code 141`, async () => {
+    const script = `
+      import { command, runCommandLine } from ${JSON.stringify(new URL('./command-line.ts', import.meta.url).href)};
+      import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises';
+      const gone = () => sleep(500);
+      await gone();
+      const options = { json: { type: 'boolean', summary: 'JSON' } };
+      process.exitCode = await runCommandLine(command({ name: 'x', summary: 'x', options, run: async (_, { signal, print }) => {
+        ${body}
+      }}), ${JSON.stringify(argv)});`;
+    // A shell's pipe: the pipes that spawn makes are sockets.
+    const pipeline = '"$0" --input-type=module -e "$1" | head -c 0; exit "${PIPESTATUS[0]}"';
+    const child = spawn('bash', ['-c', pipeline, process.execPath, script], { stdio: ['ignore', 'pipe', 'pipe'] });
+    let text = '';
+    for (const stream of [child.stdout, child.stderr])
+      stream.on('data', (chunk: Buffer) => {
+        text += chunk.toString();
+      });
+    const [exitCode] = await once(child, 'close');
+    assert.equal(text, title === 'fails' ? 'error: failed\n' : '');
+    assert.equal(exitCode, 141);
   });
 }

@@ -3,7 +3,7 @@
  * of its values follow. Parsing is node:util's; what is here is help, errors that a person can use, and signals.
  *
  * Exit codes: what `run` returns (0 when nothing), 1 when it throws, 2 when the command line is wrong, 130 and 143 after
- * SIGINT and SIGTERM.
+ * SIGINT and SIGTERM, 141 when the reader of its output went away.
  */
 import { parseArgs } from 'node:util';
 import { type HelpSection, renderHelp } from './command-help.ts';
@@ -154,9 +154,20 @@ export async function runCommandLine(
   argv: readonly string[],
   output: CommandLineOutput = process,
 ): Promise<number> {
+  return await runWithSignals(output, (signal) => runFoundCommand(root, argv, output, signal));
+}
+
+async function runFoundCommand(
+  root: Command | CommandGroup,
+  argv: readonly string[],
+  output: CommandLineOutput,
+  signal: AbortSignal,
+): Promise<number> {
   const { node, path, rest, problem } = findCommand(root, argv);
   const beforeTerminator = rest.includes('--') ? rest.slice(0, rest.indexOf('--')) : rest;
-  if (beforeTerminator.includes('--help') || (beforeTerminator.includes('-h') && !hasShort(node, 'h'))) {
+  const isHelpAsked = beforeTerminator.includes('--help') || (beforeTerminator.includes('-h') && !hasShort(node, 'h'));
+  // Help on a command that is not there would be help on something else, and look like success.
+  if (isHelpAsked && problem === undefined) {
     output.stdout.write(renderHelp(path.join(' '), node.summary, helpSections(node, path)));
     return 0;
   }
@@ -168,21 +179,25 @@ export async function runCommandLine(
       return 2;
     }
     const { values, positionals } = parseCommand(node, rest);
-    return await runWithSignals((signal) =>
-      node.run(values, {
-        signal,
-        progress: createProgress({ stream: output.stderr }),
-        positionals,
-        print: (line) => void output.stdout.write(`${line}\n`),
-      }),
-    );
+    const code = await node.run(values, {
+      signal,
+      progress: createProgress({ stream: output.stderr }),
+      positionals,
+      print: (line) => void output.stdout.write(`${line}\n`),
+    });
+    return code ?? 0;
   } catch (error) {
+    // Interrupted: that is what was asked for, and runWithSignals knows its code.
+    if (signal.aborted) return 1;
     reportError(error, path.join(' '), json, output);
     return error instanceof UsageError ? 2 : 1;
   }
 }
 
-async function runWithSignals(run: (signal: AbortSignal) => Promise<number | undefined>): Promise<number> {
+async function runWithSignals(
+  { stdout, stderr }: CommandLineOutput,
+  run: (signal: AbortSignal) => Promise<number>,
+): Promise<number> {
   const abort = new AbortController();
   let signalCode: number | undefined;
   let firstMs = 0;
@@ -205,17 +220,24 @@ async function runWithSignals(run: (signal: AbortSignal) => Promise<number | und
     interrupt(141);
   };
   process.on('SIGINT', onInterrupt).on('SIGTERM', onTerminate);
-  process.stdout.on('error', onOutputError);
+  for (const stream of [stdout, stderr]) stream.on('error', onOutputError);
   try {
     const code = await run(abort.signal);
-    return signalCode ?? code ?? 0;
-  } catch (error) {
-    if (signalCode !== undefined) return signalCode;
-    throw error;
+    // A write that fails says so later: its error must still find us here.
+    for (const stream of [stdout, stderr])
+      if (stream === process.stdout || stream === process.stderr) await flushed(stream);
+    return signalCode ?? code;
   } finally {
     process.off('SIGINT', onInterrupt).off('SIGTERM', onTerminate);
-    process.stdout.off('error', onOutputError);
+    for (const stream of [stdout, stderr]) stream.off('error', onOutputError);
   }
+}
+
+/** When all that was written is with the system, or its error was emitted: that is after the write's callback. */
+function flushed(stream: NodeJS.WritableStream): Promise<void> {
+  return new Promise((resolve) => {
+    stream.write('', () => setImmediate(resolve));
+  });
 }
 
 function reportError(error: unknown, path: string, json: boolean, output: CommandLineOutput): void {
