@@ -50,7 +50,8 @@ test('what is not as documented is refused, with its place', () => {
   const refused: [string | Uint8Array, RegExp][] = [
     ['', /it is not JSON/],
     ['[]', /must be an object/],
-    ['['.repeat(1_000_000), /cannot decode evidence/],
+    [`\ufeff${encodeEvidence(sample)}`, /it is not JSON/],
+    [Buffer.from(`\ufeff${encodeEvidence(sample)}`), /it is not JSON/],
     [Buffer.of(0xff, 0xfe), /not valid/],
     [' '.repeat(4 * 1024 * 1024 + 1), /over the limit/],
     [changed((it) => Object.assign(it, { format: 'ashlar-evidence/2' })), /format must be one of ashlar-evidence\/1/],
@@ -73,6 +74,25 @@ test('what is not as documented is refused, with its place', () => {
       `${reason}`,
     );
   assert.equal(quotedPcrs.length, 16);
+});
+
+test('a text of nothing but structure is refused in a fraction of a second', () => {
+  const size = 4 * 1024 * 1024;
+  const hostile: [string, RegExp][] = [
+    ['['.repeat(size), /more than 16 levels/],
+    [`${'['.repeat(size / 2)}${']'.repeat(size / 2)}`, /more than 16 levels/],
+    [`${'{"a":'.repeat(600_000)}0${'}'.repeat(600_000)}`, /more than 16 levels/],
+    [`[${'{},'.repeat(1_300_000)}0]`, /more than 10000 values/],
+    [`{${Array.from({ length: 300_000 }, (_, index) => `"${index}":0`).join()}}`, /more than 10000 values/],
+  ];
+  for (const [source, reason] of hostile) {
+    const start = process.cpuUsage();
+    assert.throws(() => decodeEvidence(Buffer.from(source)), reason);
+    assert.ok(process.cpuUsage(start).user < 500_000, `${reason}: ${process.cpuUsage(start).user} µs`);
+  }
+  // In a string these are letters.
+  const node = { ...sample.node, id: `${'[{,'.repeat(60)}\\"[` };
+  assert.equal(decodeEvidence(encodeEvidence({ ...sample, node })).node.id, node.id);
 });
 
 test('damaged evidence decodes or fails as a format error, and nothing else', () => {

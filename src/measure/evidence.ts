@@ -110,10 +110,13 @@ export function decodeEvidence(source: string | Uint8Array): Evidence {
   }
 }
 
+/** A byte order mark stays in the text, where JSON has no place for it; by default it would be dropped without a word. */
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
 function decodeDocument(source: string | Uint8Array): Evidence {
   if (source.length > maxEvidenceBytes)
     throw new RangeError(`${source.length} bytes are over the limit of ${maxEvidenceBytes}`);
-  const content = typeof source === 'string' ? source : new TextDecoder('utf-8', { fatal: true }).decode(source);
+  const content = typeof source === 'string' ? source : utf8.decode(source);
   const parsed = parseJson(content);
   refuseRepeatedKeys(content, parsed);
   const { format: _, pcrs, sealing, ...rest } = evidenceShape(parsed, '');
@@ -124,12 +127,41 @@ function decodeDocument(source: string | Uint8Array): Evidence {
   };
 }
 
-/** JSON.parse quotes the text in its message, line breaks and all. */
+/** Evidence has four levels and less than a hundred values, measurements five and some hundreds. */
+const maxLevels = 16;
+const maxValues = 10_000;
+
+/**
+ * JSON.parse takes seconds for a text of a few MiB that is nothing but brackets or commas, so these are counted first. It
+ * quotes the text in its message, line breaks and all, so the message is ours.
+ */
 export function parseJson(content: string): unknown {
+  refuseManyValues(content);
   try {
     return JSON.parse(content);
   } catch (cause) {
     throw new RangeError('it is not JSON, or not all of it is there', { cause });
+  }
+}
+
+/** Exact for what is JSON; of anything else JSON.parse decides. */
+function refuseManyValues(content: string): void {
+  let levels = 0;
+  let values = 1;
+  let isInString = false;
+  for (let at = 0; at < content.length; at += 1) {
+    const character = content[at];
+    if (isInString) {
+      if (character === '\\') at += 1;
+      else if (character === '"') isInString = false;
+    } else if (character === '"') isInString = true;
+    else if (character === '[' || character === '{') {
+      levels += 1;
+      values += 1;
+      if (levels > maxLevels) throw new RangeError(`it has more than ${maxLevels} levels, one in the other`);
+    } else if (character === ']' || character === '}') levels -= 1;
+    else if (character === ',') values += 1;
+    if (values > maxValues) throw new RangeError(`it has more than ${maxValues} values`);
   }
 }
 

@@ -32,12 +32,13 @@ export const checkNames: readonly string[] = [formatCheck.name, ...rules.map(({ 
  */
 export function judge(source: string | Uint8Array, policy: JudgePolicy): Verdict {
   if (policy.images.length === 0) throw new RangeError('cannot judge evidence: the policy allows no image');
+  const isStrict = policy.isStrict ?? false;
   let evidence: Evidence;
   try {
     evidence = decodeEvidence(source);
   } catch (error) {
     const checks: JudgeCheck[] = [{ ...formatCheck, outcome: 'failed', detail: messageOf(error) }];
-    return { accepted: false, reservations: [], checks, registers: [] };
+    return { accepted: false, isStrict, reservations: [], checks, registers: [] };
   }
   const judged = openCase(evidence, policy);
   const checks: JudgeCheck[] = [
@@ -45,9 +46,11 @@ export function judge(source: string | Uint8Array, policy: JudgePolicy): Verdict
     ...rules.map((rule) => runCheck(rule, judged)),
   ];
   const image = judged.image();
+  const reservations = reservationsOf(checks);
   return {
-    accepted: checks.every(({ outcome }) => outcome !== 'failed'),
-    reservations: reservationsOf(checks),
+    accepted: checks.every(({ outcome }) => outcome !== 'failed') && !(isStrict && reservations.length > 0),
+    isStrict,
+    reservations,
     ...(image !== undefined && { image: image.name }),
     checks,
     registers: findRegisters(judged),

@@ -10,6 +10,8 @@ export interface JudgePolicy {
   readonly nonce?: Uint8Array;
   /** SubjectPublicKeyInfo (DER) that the connection showed. Without it only the node's own word binds the two. */
   readonly tlsSpki?: Uint8Array;
+  /** Refuse what could only be accepted with reservations. @default false */
+  readonly isStrict?: boolean;
   /** DER of the TPM makers' certificates that are trusted. Without them the TPM may be a program. */
   readonly ekAuthorities?: readonly Uint8Array[];
   /** What was recorded of this node before. */
@@ -52,9 +54,11 @@ export interface RegisterFinding {
 }
 
 export interface Verdict {
-  /** No check failed. */
+  /** No check failed, and when the policy was strict there is no reservation. */
   readonly accepted: boolean;
-  /** What acceptance does not cover: one sentence for each check that was not done. */
+  /** Whether the policy refused reservations. */
+  readonly isStrict: boolean;
+  /** What acceptance does not cover, or why a strict policy refuses: one sentence for each check that was not done. */
   readonly reservations: readonly string[];
   /** Name of the allowed image that the node runs. */
   readonly image?: string;

@@ -90,6 +90,9 @@ describe('the report', () => {
     const open = attestationReport({ source, verdict: judge(source, rest), madeAt });
     assert.match(open, /Accepted with reservations/);
     assert.match(open, /nobody vouched for the TPM/);
+    const strict = attestationReport({ source, verdict: judge(source, { ...rest, isStrict: true }), madeAt });
+    assert.match(strict, /✕ Refused<\/strong>\s*<p>No check failed, [^<]*<code>--strict<\/code>[\s\S]*?nobody vouched/);
+    assert.doesNotMatch(strict, /Accepted/);
   });
 
   test('is whole in itself: nothing is fetched and nothing runs', () => {

@@ -64,16 +64,21 @@ ${footer(madeAt)}
 
 function banner(verdict: Verdict): Html {
   const failed = verdict.checks.filter(({ outcome }) => outcome === 'failed');
-  if (!verdict.accepted)
+  const reservations = html`<ul>${verdict.reservations.map((reservation) => html`<li>${reservation}</li>`)}</ul>`;
+  if (failed.length > 0)
     return html`<div class="verdict bad" role="status"><strong>✕ Refused</strong>
 <p>${failed.length} of ${verdict.checks.length} checks failed. What this machine runs is not proven.</p>
 <ul>${failed.map(({ title, name }) => html`<li>${title} (<code>${name}</code>)</li>`)}</ul></div>`;
+  if (!verdict.accepted)
+    return html`<div class="verdict bad" role="status"><strong>✕ Refused</strong>
+<p>No check failed, but the judge was told to accept nothing with reservations (<code>--strict</code>).</p>
+${reservations}</div>`;
   const image = html`<p>The machine runs <code>${verdict.image ?? 'an allowed image'}</code>.</p>`;
   if (verdict.reservations.length === 0)
     return html`<div class="verdict good" role="status"><strong>✓ Accepted</strong>${image}
 <p>All ${verdict.checks.filter(({ outcome }) => outcome === 'passed').length} checks that were made have passed.</p></div>`;
   return html`<div class="verdict open" role="status"><strong>✓ Accepted with reservations</strong>${image}
-<ul>${verdict.reservations.map((reservation) => html`<li>${reservation}</li>`)}</ul></div>`;
+${reservations}</div>`;
 }
 
 function facts(evidence: Evidence, verdict: Verdict): Html {

@@ -36,6 +36,7 @@ export interface JudgeValues {
   readonly image: readonly string[] | undefined;
   readonly 'ek-ca': string | undefined;
   readonly pcr7: string | undefined;
+  readonly strict?: boolean;
 }
 
 /** Reads the files that the options name. Throws one sentence with the file's name. */
@@ -53,6 +54,7 @@ export async function readJudgePolicy(values: JudgeValues): Promise<JudgePolicy>
   return {
     images,
     time: new Date(),
+    isStrict: values.strict ?? false,
     ...(values['ek-ca'] !== undefined && { ekAuthorities: await readAuthorities(values['ek-ca']) }),
     ...(pcr7 !== undefined && { enrolled: { pcr7 } }),
   };

@@ -121,7 +121,13 @@ describe('measure verify', () => {
     assert.match(outcome.stdout, /^ {2}- nobody vouched for the TPM: .* \(give --ek-ca\)$/m);
     const strict = await verify(...files(), '--strict');
     assert.equal(strict.code, 1);
-    assert.match(strict.stdout, /^REFUSED: --strict allows no reservation$/m);
+    assert.match(strict.stdout, /^REFUSED: no check failed, but --strict allows no reservation:$/m);
+    assert.match(strict.stdout, /^ {2}- nobody vouched for the TPM: .* \(give --ek-ca\)$/m);
+    assert.doesNotMatch(strict.stdout, /ACCEPTED/);
+    const { code, stdout } = await verify(...files(), '--strict', '--json');
+    const answer = JSON.parse(stdout) as { accepted: boolean; strict: boolean; reservations: string[] };
+    assert.deepEqual([code, answer.accepted, answer.strict], [1, false, true]);
+    assert.match(answer.reservations.join('\n'), /nobody vouched for the TPM/);
   });
 
   it('refuses the measurements of another image, and names what differs with both values', async () => {
@@ -164,6 +170,7 @@ describe('measure verify', () => {
     const other = ['--evidence', at('evidence.json'), '--image', at('other.json')];
     for (const [argv, word, expected] of [
       [files(), 'Accepted with reservations', 0],
+      [[...files(), '--strict'], 'Refused', 1],
       [other, 'Refused', 1],
     ] as const) {
       const { code, stdout } = await verify(...argv, '--report', at('report.html'));

@@ -25,15 +25,12 @@ export const measureVerify = command({
     const nonce = values.nonce === undefined ? {} : { nonce: parseNonce(values.nonce) };
     const source = await readInputFile(values.evidence, 'the evidence', maxEvidenceBytes);
     const verdict = judge(source, { ...policy, ...nonce });
-    const isRefused = !verdict.accepted || (values.strict && verdict.reservations.length > 0);
     const [format] = verdict.checks;
     // Not evidence at all: that is one line, as for any other wrong file.
     if (format?.outcome === 'failed' && !values.json) throw new Error(`${values.evidence}: ${format.detail}`);
     if (values.report !== undefined) await writeReport(values.report, source, verdict);
     if (values.json) printJson(print, verdictJson(verdict));
     else for (const line of verdictLines(verdict)) print(line);
-    if (values.strict && verdict.accepted && isRefused && !values.json)
-      print('REFUSED: --strict allows no reservation');
-    return isRefused ? 1 : 0;
+    return verdict.accepted ? 0 : 1;
   },
 });

@@ -20,22 +20,25 @@ export function verdictLines(verdict: Verdict): string[] {
 /** The decision in one sentence, and what it does not cover. */
 export function decisionLines(verdict: Verdict): string[] {
   const failed = verdict.checks.filter(({ outcome }) => outcome === 'failed').map(({ name }) => name);
-  if (!verdict.accepted)
+  if (failed.length > 0)
     return wrap(`REFUSED: ${failed.length} of ${verdict.checks.length} checks failed: ${failed.join(', ')}`, WIDTH);
+  if (!verdict.accepted)
+    return ['REFUSED: no check failed, but --strict allows no reservation:', ...reservationLines(verdict)];
   const image = printable(verdict.image ?? 'an allowed image');
   if (verdict.reservations.length === 0) return wrap(`ACCEPTED: the node runs ${image}`, WIDTH);
-  return [
-    ...wrap(`ACCEPTED WITH RESERVATIONS: the node runs ${image}, but`, WIDTH),
-    ...verdict.reservations.flatMap((reservation) =>
-      wrap(reservation, WIDTH - 4).map((line, index) => `${index === 0 ? '  - ' : '    '}${line}`),
-    ),
-  ];
+  return [...wrap(`ACCEPTED WITH RESERVATIONS: the node runs ${image}, but`, WIDTH), ...reservationLines(verdict)];
+}
+
+function reservationLines({ reservations }: Verdict): string[] {
+  return reservations.flatMap((reservation) =>
+    wrap(reservation, WIDTH - 4).map((line, index) => `${index === 0 ? '  - ' : '    '}${line}`),
+  );
 }
 
 /** For JSON: everything that the judge gave. */
 export function verdictJson(verdict: Verdict): unknown {
-  const { accepted, reservations, image, checks, registers } = verdict;
-  return { accepted, reservations, ...(image !== undefined && { image }), checks, registers };
+  const { accepted, isStrict, reservations, image, checks, registers } = verdict;
+  return { accepted, strict: isStrict, reservations, ...(image !== undefined && { image }), checks, registers };
 }
 
 /** Breaks at spaces; a word that is longer than a line is broken anywhere, since a digest that is cut proves nothing. */
