@@ -11,6 +11,8 @@ export interface Certificate {
   /** Exactly the certificate, without what followed it. */
   readonly der: Uint8Array;
   readonly signatureAlgorithm: string;
+  /** OID of the digest that is signed, where the algorithm's OID leaves it to parameters: RSASSA-PSS. */
+  readonly signatureDigest?: string;
   readonly issuer: Uint8Array;
   readonly subject: Uint8Array;
   readonly notBefore: Date;
@@ -58,6 +60,9 @@ const curveByOid: Partial<Record<string, string>> = {
   '1.3.132.0.35': 'P-521',
 };
 
+export const rsassaPssOid = '1.2.840.113549.1.1.10';
+const sha1Oid = '1.3.14.3.2.26';
+
 const format = 'X.509 certificate';
 const maxCertificateBytes = 16 * 1024;
 const maxExtensions = 64;
@@ -76,12 +81,13 @@ export function decodeCertificate(bytes: Uint8Array): Certificate {
   // version [0] is optional in the schema, and absent means v1
   const [, signature, issuer, validity, subject, key, ...rest] = fields[0]?.tag === 0xa0 ? fields.slice(1) : fields;
   const signatureAlgorithm = algorithmOid(algorithm, 'signatureAlgorithm');
-  if (algorithmOid(signature, 'signature') !== signatureAlgorithm)
+  if (Buffer.compare(present(signature, 'signature').whole, present(algorithm, 'signatureAlgorithm').whole) !== 0)
     throw refusal('signature', 'the algorithm differs inside and outside of what is signed');
   const [notBefore, notAfter] = members(validity, 'validity', derTag.sequence);
   return {
     der: whole.whole,
     signatureAlgorithm,
+    ...(signatureAlgorithm === rsassaPssOid && { signatureDigest: pssDigest(algorithm) }),
     issuer: present(issuer, 'issuer').whole,
     subject: present(subject, 'subject').whole,
     notBefore: timeOf(notBefore, 'notBefore'),
@@ -162,6 +168,17 @@ function extensionsOf(element: DerElement | undefined): CertificateExtension[] {
   if (new Set(extensions.map(({ oid }) => oid)).size !== extensions.length)
     throw refusal('extensions', 'one is there twice');
   return extensions;
+}
+
+/**
+ * RSASSA-PSS-params (RFC 4055 §3.1): SHA-1 is the default, and not written when it is meant. The mask's digest is left
+ * alone: collisions of it forge nothing.
+ */
+function pssDigest(algorithm: DerElement | undefined): string {
+  const [, parameters] = members(algorithm, 'signatureAlgorithm', derTag.sequence);
+  if (parameters === undefined) return sha1Oid;
+  const digest = members(parameters, 'RSASSA-PSS-params', derTag.sequence).find(({ tag }) => tag === 0xa0);
+  return digest === undefined ? sha1Oid : algorithmOid(derChildren(digest, format)[0], 'hashAlgorithm');
 }
 
 function algorithmOid(element: DerElement | undefined, field: string): string {

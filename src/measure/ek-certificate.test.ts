@@ -1,114 +1,27 @@
 import assert from 'node:assert/strict';
-import { generateKeyPairSync, type KeyObject, sign } from 'node:crypto';
 import { describe, test } from 'node:test';
 import { FormatError } from '../formats/byte-reader.ts';
 import { decodeCertificate, decodeExtendedKeyUsage, extensionOid } from '../formats/certificate.ts';
-import {
-  derBitString,
-  derBoolean,
-  derContext,
-  derInteger,
-  derNamedBits,
-  derNull,
-  derOctetString,
-  derOid,
-  derSequence,
-  derSetOf,
-  derTime,
-  derUtf8String,
-} from '../formats/der.ts';
+import { derBitString, derNamedBits, derNull, derOid, derSequence } from '../formats/der.ts';
 import { mutations } from '../formats/fixtures.ts';
 import type { TpmPublicKey } from '../formats/tpm-attest.ts';
-import { certifies, describeTpm, findEkCertificate, nameOf, verifyEkChain } from './ek-certificate.ts';
+import { certifies, describeTpm, findEkCertificate, nameOf } from './ek-certificate.ts';
+import {
+  authority,
+  called,
+  certificate,
+  chainOf,
+  ec,
+  ekKeys,
+  extension,
+  middle,
+  middleWith,
+  purposes,
+  rootKeys,
+  spkiOf,
+  tpmName,
+} from './ek-certificate-fixture.ts';
 
-interface Pair {
-  readonly publicKey: KeyObject;
-  readonly privateKey: KeyObject;
-}
-const ec = (): Pair => generateKeyPairSync('ec', { namedCurve: 'P-256' });
-const [rootKeys, middleKeys, ekKeys]: Pair[] = [ec(), ec(), generateKeyPairSync('rsa', { modulusLength: 2048 })];
-assert.ok(rootKeys && middleKeys && ekKeys);
-const time = new Date('2026-06-01T00:00:00Z');
-
-const sha256WithEcdsa = '1.2.840.10045.4.3.2';
-const name = (...attributes: [oid: string, value: string][]): Uint8Array =>
-  derSequence(...attributes.map(([oid, value]) => derSetOf(derSequence(derOid(oid), derUtf8String(value)))));
-const called = (commonName: string): Uint8Array => name(['2.5.4.3', commonName]);
-const extension = (oid: string, critical: boolean, value: Uint8Array): Uint8Array =>
-  derSequence(derOid(oid), ...(critical ? [derBoolean(true)] : []), derOctetString(value));
-
-const purposes = (...oids: string[]): Uint8Array =>
-  extension(extensionOid.extendedKeyUsage, false, derSequence(...oids.map(derOid)));
-const authority = (pathLength?: number): Uint8Array[] => [
-  extension(
-    extensionOid.basicConstraints,
-    true,
-    derSequence(derBoolean(true), ...(pathLength === undefined ? [] : [derInteger(pathLength)])),
-  ),
-  extension(extensionOid.keyUsage, true, derNamedBits([5, 6])),
-];
-/** As the EK Credential Profile wants it: critical, because the subject is empty. */
-const tpmName = extension(
-  extensionOid.subjectAltName,
-  true,
-  derSequence(
-    derContext(4, name(['2.23.133.2.1', 'id:494E5443'], ['2.23.133.2.2', 'fTPM'], ['2.23.133.2.3', 'id:00020000'])),
-  ),
-);
-
-interface Wanted {
-  readonly subject?: Uint8Array;
-  readonly issuer?: Uint8Array;
-  readonly issuerKey?: KeyObject;
-  readonly spki?: Uint8Array;
-  readonly extensions?: readonly Uint8Array[];
-  readonly notAfter?: Date;
-  readonly algorithm?: string;
-  readonly digest?: string;
-}
-
-/** The endorsement key's certificate, below `middle`, unless told otherwise. */
-function certificate(wanted: Wanted = {}): Uint8Array {
-  const algorithm = derSequence(derOid(wanted.algorithm ?? sha256WithEcdsa));
-  const tbs = derSequence(
-    derContext(0, derInteger(2)),
-    derInteger(Uint8Array.of(7)),
-    algorithm,
-    wanted.issuer ?? called('middle'),
-    derSequence(
-      derTime(new Date('2020-01-01T00:00:00Z')),
-      derTime(wanted.notAfter ?? new Date('9999-12-31T23:59:59Z')),
-    ),
-    wanted.subject ?? name(),
-    wanted.spki ?? spkiOf(ekKeys),
-    derContext(3, derSequence(...(wanted.extensions ?? [tpmName, purposes('2.23.133.8.1')]))),
-  );
-  const signature = sign(wanted.digest ?? 'sha256', tbs, wanted.issuerKey ?? middleKeys?.privateKey ?? '');
-  return derSequence(tbs, algorithm, derBitString(signature));
-}
-
-const spkiOf = (pair: Pair | undefined): Uint8Array =>
-  pair?.publicKey.export({ format: 'der', type: 'spki' }) ?? new Uint8Array(0);
-const rootWith = (extensions: readonly Uint8Array[] = authority()): Uint8Array =>
-  certificate({
-    subject: called('root'),
-    issuer: called('root'),
-    issuerKey: rootKeys.privateKey,
-    spki: spkiOf(rootKeys),
-    extensions,
-  });
-const middleWith = (wanted: Wanted = {}): Uint8Array =>
-  certificate({
-    subject: called('middle'),
-    issuer: called('root'),
-    issuerKey: rootKeys.privateKey,
-    spki: spkiOf(middleKeys),
-    extensions: authority(0),
-    ...wanted,
-  });
-
-const root = rootWith();
-const middle = middleWith();
 const modulus = Buffer.from(ekKeys.publicKey.export({ format: 'jwk' }).n ?? '', 'base64url');
 const ek: TpmPublicKey = {
   type: 'rsa',
@@ -119,9 +32,6 @@ const ek: TpmPublicKey = {
   exponent: 65537,
   modulus,
 };
-const chainOf = (leaf: Uint8Array, others: readonly Uint8Array[] = [middle], authorities = [root]): string[] =>
-  verifyEkChain(decodeCertificate(leaf), { others, authorities, time });
-
 describe('an endorsement key’s certificate', () => {
   test('is followed to a trusted authority, and tells the maker, though its subject is empty', () => {
     assert.deepEqual(chainOf(certificate()), ['CN=middle', 'CN=root']);

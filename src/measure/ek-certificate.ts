@@ -8,6 +8,7 @@
 import { X509Certificate } from 'node:crypto';
 import {
   type Certificate,
+  type CertificateKey,
   decodeBasicConstraints,
   decodeCertificate,
   decodeExtendedKeyUsage,
@@ -15,6 +16,7 @@ import {
   directoryNames,
   extensionOid,
   hasKeyUsage,
+  rsassaPssOid,
 } from '../formats/certificate.ts';
 import type { TpmPublicKey } from '../formats/tpm-attest.ts';
 
@@ -29,16 +31,21 @@ const ekPurpose = '2.23.133.8.1';
 const understood: ReadonlySet<string> = new Set(Object.values(extensionOid));
 
 const strongSignatures = new Set([
-  // sha256, sha384, sha512 WithRSAEncryption, RSASSA-PSS
+  // sha256, sha384, sha512 WithRSAEncryption
   '1.2.840.113549.1.1.11',
   '1.2.840.113549.1.1.12',
   '1.2.840.113549.1.1.13',
-  '1.2.840.113549.1.1.10',
   // ecdsa-with-SHA256, SHA384, SHA512
   '1.2.840.10045.4.3.2',
   '1.2.840.10045.4.3.3',
   '1.2.840.10045.4.3.4',
 ]);
+/** sha256, sha384, sha512: for RSASSA-PSS, whose digest is a parameter. */
+const strongDigests = new Set(['2.16.840.1.101.3.4.2.1', '2.16.840.1.101.3.4.2.2', '2.16.840.1.101.3.4.2.3']);
+
+/** Keys of 112 bits of security at least, as NIST SP 800-57 has it, which is OpenSSL's level 2. */
+const minRsaBits = 2048;
+const strongCurves: ReadonlySet<string> = new Set(['P-256', 'P-384', 'P-521']);
 
 /** What the maker says of the TPM (EK Credential Profile §3.1.2); each as in the certificate, or ''. */
 export interface TpmDescription {
@@ -91,10 +98,11 @@ export function nameOf(name: Uint8Array): string {
 }
 
 /**
- * Follows issuers from the endorsement key's certificate to one of the authorities.
+ * Follows issuers from the endorsement key's certificate to one of the authorities. An authority is judged as any other
+ * issuer is: that somebody trusts it does not make it last longer, or a server's certificate an authority.
  *
  * @param others certificates that may be on the way, from anywhere.
- * @param authorities DER of the certificates whose keys are trusted; nothing else of them is looked at.
+ * @param authorities DER of the certificates that are trusted, whoever signed them; those that are not needed may be unfit.
  * @returns names from the first issuer to the authority.
  * @throws Error that names the certificate and what is wrong with it, or where the chain ends.
  */
@@ -107,6 +115,7 @@ export function verifyEkChain(
   const others = options.others.map(decodeCertificate);
   const names: string[] = [];
   let left = maxVerifications;
+  let unfit: Error | undefined;
   const issued = (child: Certificate) => (issuer: Certificate) => {
     if (!isSame(issuer.subject, child.issuer)) return false;
     left -= 1;
@@ -114,18 +123,36 @@ export function verifyEkChain(
     return new X509Certificate(child.der).verify(new X509Certificate(issuer.der).publicKey);
   };
   for (let current = leaf, below = 0; names.length < maxChain - 1; below += 1) {
-    if (!strongSignatures.has(current.signatureAlgorithm))
-      throw new Error(`${nameOf(current.subject)} is signed with a weak algorithm (${current.signatureAlgorithm})`);
-    const authority = authorities.find(issued(current));
-    if (authority !== undefined) return [...names, nameOf(authority.subject)];
+    judgeSignature(current);
+    for (const authority of authorities) {
+      if (!issued(current)(authority)) continue;
+      try {
+        judgeIssuer(authority, below, options.time);
+        return [...names, nameOf(authority.subject)];
+      } catch (error) {
+        // Makers renew certificates of a key: another one of the file may be fit.
+        unfit ??= error instanceof Error ? error : new Error(String(error));
+      }
+    }
     const next = others.find(issued(current));
     if (next === undefined || isSame(next.der, current.der))
-      throw new Error(`its issuer, ${nameOf(current.issuer)}, is not among the trusted authorities, nor below one`);
+      throw (
+        unfit ?? new Error(`its issuer, ${nameOf(current.issuer)}, is not among the trusted authorities, nor below one`)
+      );
     judgeIssuer(next, below, options.time);
     names.push(nameOf(next.subject));
     current = next;
   }
   throw new Error(`the chain has more than ${maxChain} certificates`);
+}
+
+function judgeSignature({ subject, signatureAlgorithm, signatureDigest }: Certificate): void {
+  const isStrong =
+    signatureAlgorithm === rsassaPssOid
+      ? strongDigests.has(signatureDigest ?? '')
+      : strongSignatures.has(signatureAlgorithm);
+  const written = [signatureAlgorithm, ...(signatureDigest === undefined ? [] : [signatureDigest])].join(' with ');
+  if (!isStrong) throw new Error(`${nameOf(subject)} is signed with a weak algorithm (${written})`);
 }
 
 function judgeLeaf(leaf: Certificate, time: Date): void {
@@ -159,6 +186,16 @@ function judgeAny(certificate: Certificate, name: string, time: Date): void {
     throw new Error(
       `${name} is valid from ${notBefore.toISOString()} until ${notAfter.toISOString()}, not at ${time.toISOString()}`,
     );
+  const weakness = weaknessOf(certificate.publicKey);
+  if (weakness !== undefined) throw new Error(`the key of ${name} is too weak: ${weakness}`);
+}
+
+function weaknessOf(key: CertificateKey): string | undefined {
+  if (key.type === 'other') return `an algorithm that is not known here (${key.algorithm})`;
+  if (key.type === 'ec')
+    return strongCurves.has(key.curve) ? undefined : `curve ${key.curve}, at least P-256 is expected`;
+  const bits = 8 * key.modulus.length - (Math.clz32(key.modulus[0] ?? 0) - 24);
+  return bits < minRsaBits ? `RSA of ${bits} bits, at least ${minRsaBits} are expected` : undefined;
 }
 
 function valueOf(certificate: Certificate, oid: string): Uint8Array | undefined {
