@@ -213,7 +213,7 @@ describe('GPT', () => {
           assert.ok(expected.includes(torn(index, cut)));
         }),
         {
-          numRuns: 200,
+          numRuns: 40,
           examples: [512, 1024, 16_384, 16_896].flatMap((cut) => writes.map((_, i) => [i, cut] as [number, number])),
         },
       );
