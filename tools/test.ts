@@ -1,10 +1,11 @@
 /**
  * Runs the tests.
  *
- *   unit   all *.test.ts except those that boot machines; under 60 s
- *   vm     qemu-tests/*.test.ts, which boot machines, one at a time
- *   full   everything, *.full.test.ts too (fuzzing, builds with cold caches)
- *   (none) check, unit and vm: what CI runs
+ *   unit         *.test.ts except those below; under 60 s
+ *   integration  *.integration.test.ts, with the real parts that take their time: TPM, LUKS, etcd, browser, firewall
+ *   vm           qemu-tests/*.test.ts, which boot machines, one at a time
+ *   full         everything, *.full.test.ts too (fuzzing, attacks, builds with cold caches)
+ *   (none)       check, unit, integration and vm: what CI runs
  */
 
 import { randomInt } from 'node:crypto';
@@ -40,12 +41,18 @@ interface StageResult extends RunResult {
 // Tests of the harness itself are in folders of qemu-tests/; those directly in it boot machines.
 const bootsMachines = (path: string) => /^qemu-tests\/[^/]+$/.test(path);
 const isFull = (path: string) => path.endsWith('.full.test.ts');
+const isIntegration = (path: string) => path.endsWith('.integration.test.ts');
 
 const UNIT: Stage = {
   name: 'unit',
-  accepts: (path) => !bootsMachines(path) && !isFull(path),
+  accepts: (path) => !bootsMachines(path) && !isFull(path) && !isIntegration(path),
   concurrency: Math.max(2, Math.min(8, availableParallelism())),
   timeoutMs: 120_000,
+};
+const INTEGRATION: Stage = {
+  ...UNIT,
+  name: 'integration',
+  accepts: (path) => !bootsMachines(path) && isIntegration(path),
 };
 const VM: Stage = {
   name: 'vm',
@@ -124,7 +131,7 @@ async function runCheckStage(progress: Progress, signal: AbortSignal): Promise<S
 function printSummary(results: readonly StageResult[]): void {
   console.log('\n── summary ──');
   for (const { name, passed, durationMs, counts } of results) {
-    console.log(`${passed ? '✔' : '✖'} ${name.padEnd(6)} ${formatDuration(durationMs).padStart(7)}  ${counts}`);
+    console.log(`${passed ? '✔' : '✖'} ${name.padEnd(11)} ${formatDuration(durationMs).padStart(7)}  ${counts}`);
   }
 }
 
@@ -135,7 +142,7 @@ async function record(results: readonly StageResult[], seed: string, signal: Abo
   const path = `${ROOT}${TEST_RECORD}`;
   const before = existsSync(path) ? decodeTestRecord(await readFile(path, 'utf8')) : [];
   const ran = results.flatMap(({ files, ...stage }) => (files.length > 0 ? files : [stage]));
-  const known = ['check', UNIT.name, VM.name, ...(await testFiles(FULL, []))];
+  const known = ['check', UNIT.name, INTEGRATION.name, VM.name, ...(await testFiles(FULL, []))];
   await writeFile(path, encodeTestRecord(mergeTestRecord({ before, ran, run, known })));
 }
 
@@ -143,7 +150,7 @@ const test = command({
   name: 'test',
   summary: 'runs the tests',
   description:
-    'STAGE is unit, vm or full; without one: check, unit and vm.\nPATTERN… are parts of paths of test files.',
+    'STAGE is unit, integration, vm or full; without one: check, unit, integration and vm.\nPATTERN… are parts of paths of test files.',
   options: {
     seed: { type: 'string', value: 'N', summary: 'of the random tests in "full"; a new one each time unless given' },
     record: { type: 'boolean', summary: `write what ran to ${TEST_RECORD}, by file of the full stage` },
@@ -153,10 +160,15 @@ const test = command({
     { name: 'pattern', summary: 'only files whose path contains one of these', many: true },
   ],
   run: async ({ stage, pattern, ...values }, { progress, signal }) => {
-    const stages: Record<string, Stage[]> = { unit: [UNIT], vm: [VM], full: [UNIT, VM, FULL] };
-    const chosen = stage === undefined ? [UNIT, VM] : stages[stage];
+    const stages: Record<string, Stage[]> = {
+      unit: [UNIT],
+      integration: [INTEGRATION],
+      vm: [VM],
+      full: [UNIT, INTEGRATION, VM, FULL],
+    };
+    const chosen = stage === undefined ? [UNIT, INTEGRATION, VM] : stages[stage];
     if (chosen === undefined)
-      throw new UsageError(`there are no ${JSON.stringify(stage)} tests; choose unit, vm or full`);
+      throw new UsageError(`there are no ${JSON.stringify(stage)} tests; choose unit, integration, vm or full`);
 
     const seed = values.seed ?? String(randomInt(2 ** 31));
     process.env.ASHLAR_TEST_SEED = seed;

@@ -1,6 +1,6 @@
 /**
  * Orphans by the thousand beside children whose exit codes count: a test of the reaper, for whoever is PID 1. Needs a
- * shell, so it runs in a PID namespace of the host (reaper.test.ts) or in a machine that was given one.
+ * shell, so it runs in a PID namespace of the host (reaper.integration.test.ts) or in a machine that was given one.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';

@@ -104,13 +104,13 @@ test('an image of the epoch before does not end, nor repeat, what a newer one ha
 
 // Every write has its turn in sealed-power-cuts.full.test.ts.
 test('a first boot whose power goes is repeated or finished by the next', async () => {
-  await cutFirstBoot(2);
+  await cutFirstBoot(3);
 });
 
 test('a resealing whose power goes opens again, and ends with one generation, of the new epoch', async () => {
-  await cutResealing(5);
+  await cutResealing(7);
 });
 
 test('a resealing for a PCR 7 to come whose power goes opens before and after it', async () => {
-  await cutPrediction(4);
+  await cutPrediction(5);
 });
