@@ -1,6 +1,8 @@
 /** The checks of what the machine ran: event log and registers against the allowed images. `judge.ts` runs them. */
+
 import { createHash } from 'node:crypto';
 import { efiGlobalVariable } from '../formats/efi-signature-list.ts';
+import { eventBinding } from '../formats/event-binding.ts';
 import { type EventLogEntry, noAction } from '../formats/event-log.ts';
 import type { AllowedImage } from './allowed-image.ts';
 import { afterBootPhases, type CheckRule, type Finding, failed, hex, type JudgedCase, passed } from './judged-case.ts';
@@ -39,6 +41,13 @@ function eventLog({ eventLog: decode }: JudgedCase): Finding {
   const detail = `${log.format}, ${log.entries.length} events, banks ${log.algorithms.join(', ')}`;
   if (!log.algorithms.includes('sha256')) return failed(`${detail}; expected sha256 among them`);
   if (log.unreadBytes > 0) return failed(`${detail}; the last ${log.unreadBytes} bytes cannot be read`);
+  // Replay takes digests only. What the log says of Secure Boot in words is shown to people, so it must be what was measured.
+  const altered = log.entries.find((entry) => entry.pcr === 7 && eventBinding(entry) === 'contradicts');
+  if (altered !== undefined) {
+    return failed(
+      `${detail}; event ${altered.index} (${altered.typeName}, PCR 7) does not have the digest of what it says`,
+    );
+  }
   return passed([detail, ...log.warnings].join('; '));
 }
 

@@ -254,7 +254,11 @@ describe('evidence is refused', () => {
       return { ...event, data: said, digest: hashOf(event.data) };
     });
     const lie = { ...evidence, eventLog: encodeLog(claims) };
-    assertRefused(judgeEvidence(lie, fresh(lie)), ['secure-boot', 'pcr-7'], /does not have the digest of what it says/);
+    assertRefused(
+      judgeEvidence(lie, fresh(lie)),
+      ['event-log', 'secure-boot', 'pcr-7'],
+      /does not have the digest of what it says/,
+    );
   });
 
   test('when another image runs', async () => {
