@@ -235,6 +235,8 @@ function ccacheEnvironment(toolRoot: ToolRoot): Record<string, string> {
     // The compiler is what the lock says it is, and always at the same paths: so are the sources.
     CCACHE_COMPILERCHECK: `string:${toolRoot.compiler}`,
     CCACHE_NOHASHDIR: '1',
+    // The kernel's own dependency lists say what a file includes: no preprocessor run of ccache's beside the compiler's.
+    CCACHE_DEPEND: '1',
     CCACHE_MAXSIZE: '2G',
   };
 }
