@@ -178,6 +178,7 @@ async function fixture(registry: Registry): Promise<Fixture> {
 const sealing = {
   policyRef: 'ashlar-epoch-3',
   policyKeyFingerprint: 'ab'.repeat(32),
+  policyKeyPem: 'PEM',
   pcr7: 'cd'.repeat(32),
   generation: 2,
   anchor: 'ok',

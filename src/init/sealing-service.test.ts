@@ -14,6 +14,7 @@ after(() => rmSync(dataDirectory, { recursive: true }));
 const sealing = {
   policyRef: 'ashlar-epoch-1',
   policyKeyFingerprint: 'ab'.repeat(32),
+  policyKeyPem: 'PEM',
   pcr7: 'cd'.repeat(32),
   generation: 1,
   anchor: 'ok' as const,

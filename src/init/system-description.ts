@@ -3,9 +3,12 @@
  * trusted as this code; it is checked all the same, because a builder's mistake should end in a sentence.
  */
 import { readFile } from 'node:fs/promises';
-import { type Checked, exactly, integer, object, oneOf, text } from '../formats/json-shape.ts';
+import { type Checked, exactly, integer, list, object, oneOf, text } from '../formats/json-shape.ts';
+import { maxFormerPolicyKeys } from '../measure/policy.ts';
 
 const hex = (bytes: number) => text({ max: bytes * 2, pattern: new RegExp(`^[0-9a-f]{${bytes * 2}}$`) });
+
+const pem = text({ min: 1, max: 4096 });
 
 const systemDescription = object({
   version: text({ min: 1, max: 64 }),
@@ -18,7 +21,9 @@ const systemDescription = object({
   hashStartBlock: integer({ min: 1, max: 2 ** 32 }),
   blockSize: exactly(4096),
   hashAlgorithm: oneOf('sha256'),
-  policyKeyPem: text({ min: 1, max: 4096 }),
+  policyKeyPem: pem,
+  /** Policy keys of earlier images that this one is approved with too; of the policy key's own standing otherwise. */
+  formerPolicyKeyPems: list(pem, { max: maxFormerPolicyKeys }),
   sealing: object({ policyRef: text({ min: 1, max: 128 }) }),
 });
 

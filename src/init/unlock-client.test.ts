@@ -18,7 +18,7 @@ function withWorker(name: string, body: string, deadlineMs = 10_000): UnlockOpti
   writeFileSync(workerPath, `const { parentPort: port, workerData } = require('node:worker_threads'); ${body}`);
   return {
     systemDisk: '/dev/vdb',
-    system: { partitionUuid: 'p', policyKeyPem: 'k', sealing: { policyRef: 'r' } },
+    system: { partitionUuid: 'p', policyKeyPem: 'k', formerPolicyKeyPems: [], sealing: { policyRef: 'r' } },
     parameters: { recovery: { publicKeyPem: 'x' } },
     hasTpm: true,
     workerPath,

@@ -37,6 +37,7 @@ export interface UnlockOptions {
   readonly system: {
     readonly partitionUuid: string;
     readonly policyKeyPem: string;
+    readonly formerPolicyKeyPems: readonly string[];
     readonly sealing: { readonly policyRef: string };
   };
   readonly parameters: {
@@ -79,7 +80,11 @@ export function dataPartitionRequest(options: UnlockOptions): DataPartitionReque
   return {
     systemDisk: options.systemDisk,
     systemPartitionUuid: options.system.partitionUuid,
-    policy: { policyKeyPem: options.system.policyKeyPem, policyRef: options.system.sealing.policyRef },
+    policy: {
+      policyKeyPem: options.system.policyKeyPem,
+      formerPolicyKeyPems: options.system.formerPolicyKeyPems,
+      policyRef: options.system.sealing.policyRef,
+    },
     recoveryPublicKeyPem: options.parameters.recovery.publicKeyPem,
     isTpmRequired: options.parameters.tpm?.required ?? true,
     hasTpm: options.hasTpm,

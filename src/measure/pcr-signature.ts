@@ -7,7 +7,7 @@
 import { constants, type KeyObject, sign, verify } from 'node:crypto';
 import { rsaPublicKeyDer } from '../formats/x509.ts';
 import { sha256 } from './pcr.ts';
-import { signedPcr11Policy } from './policy.ts';
+import { maxEpoch, maxFormerPolicyKeys, signedPcr11Policy } from './policy.ts';
 
 export interface PcrSignature {
   readonly pcrs: readonly number[];
@@ -20,7 +20,7 @@ export interface PcrSignature {
 }
 
 const maxJsonBytes = 1024 * 1024;
-const maxSignatures = 64;
+const maxSignatures = maxEpoch * (1 + maxFormerPolicyKeys);
 
 export const policyKeyFingerprint = (key: KeyObject): Uint8Array => sha256(rsaPublicKeyDer(key));
 

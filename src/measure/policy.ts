@@ -16,6 +16,8 @@ import { pcrSize, sha256, zeroPcr } from './pcr.ts';
 
 /** The highest epoch: `.pcrsig` carries a signature for each from 1 on, and its decoder has a limit. */
 export const maxEpoch = 64;
+/** An image is approved by so many policy keys beside its own. */
+export const maxFormerPolicyKeys = 4;
 
 /**
  * The `policyRef` of an epoch of images. A node that is sealed to epoch k opens under images of k and later ones, because

@@ -29,7 +29,11 @@ import { signedPcr11Policy } from './policy.ts';
 export interface SealedTo {
   readonly policyRef: string;
   readonly policyKeyFingerprint: string;
+  /** That key, for an image that is approved by it and carries another as its own. Believed when it has the fingerprint. */
+  readonly policyKeyPem?: string | undefined;
   readonly pcr7: string;
+  /** What else it is sealed to, for a state that is yet to come. */
+  readonly waiting?: Omit<SealedTo, 'waiting' | 'policyKeyPem'> | undefined;
 }
 
 export interface UnsealChange {
@@ -66,14 +70,16 @@ export interface UnsealPrediction {
  */
 export function predictUnseal(sealedTo: SealedTo, log: EventLog, change: UnsealChange): UnsealPrediction {
   const pcr11 = predictPcr11OfUki(change.uki)['enter-initrd'];
-  const policy = checkPolicy(sealedTo, change.uki, pcr11);
+  const { waiting, policyKeyPem } = sealedTo;
+  const ways: SealedTo[] = [sealedTo, ...(waiting === undefined ? [] : [{ ...waiting, policyKeyPem }])];
   try {
     const pcr7 = predictPcr7After(log, change);
-    const checks = [runsIt(change), policy, checkPcr7(sealedTo, log, pcr7)];
-    return { unseals: checks.every(({ passed }) => passed), checks, pcr7, pcr11 };
+    const checked = ways.map((way) => [runsIt(change), checkPolicy(way, change.uki, pcr11), checkPcr7(way, log, pcr7)]);
+    const opening = checked.find((checks) => checks.every(({ passed }) => passed));
+    return { unseals: opening !== undefined, checks: opening ?? checked[0] ?? [], pcr7, pcr11 };
   } catch (error) {
     if (!(error instanceof FirmwareRefusal)) throw error;
-    return { unseals: false, checks: [refusal(error), policy], pcr11 };
+    return { unseals: false, checks: [refusal(error), checkPolicy(sealedTo, change.uki, pcr11)], pcr11 };
   }
 }
 
@@ -94,14 +100,14 @@ function refusal(error: FirmwareRefusal): UnsealCheck {
 function checkPolicy(sealedTo: SealedTo, uki: Uint8Array, pcr11: PcrPrediction): UnsealCheck {
   const failed = (detail: string, wayOut: string): UnsealCheck => ({ name: 'policy', passed: false, detail, wayOut });
   const signAgain = `have PCR 11 of this image signed by the policy key ${short(sealedTo.policyKeyFingerprint)} for "${sealedTo.policyRef}": mkimage sign`;
-  const { signatures, key } = readPolicySections(uki);
+  const { signatures, pem } = readPolicySections(uki);
   if (signatures.length === 0) return failed('the image brings no PCR 11 signature (.pcrsig)', signAgain);
   const ofKey = signatures.filter(({ keyFingerprint }) => hex(keyFingerprint) === sealedTo.policyKeyFingerprint);
   if (ofKey.length === 0) {
     const keys = [...new Set(signatures.map(({ keyFingerprint }) => short(hex(keyFingerprint))))].join(', ');
     return failed(
       `the image is signed by the policy key ${keys}, the data is sealed to ${short(sealedTo.policyKeyFingerprint)}`,
-      `${signAgain}; a node moves to another policy key with the recovery key: ashlarctl node recover`,
+      `${signAgain}; for a change of key, an image of the new key that the former one approves too (mkimage keys rotate-policy)`,
     );
   }
   const ofEpoch = ofKey.filter(({ policyRef }) => policyRef === sealedTo.policyRef);
@@ -120,8 +126,12 @@ function checkPolicy(sealedTo: SealedTo, uki: Uint8Array, pcr11: PcrPrediction):
       signAgain,
     );
   }
-  if (key === undefined || hex(policyKeyFingerprint(key)) !== sealedTo.policyKeyFingerprint) {
-    return failed('the image does not carry the policy key (.pcrpkey), so its signature cannot be checked', signAgain);
+  const key = keyOfFingerprint(sealedTo.policyKeyFingerprint, [pem, sealedTo.policyKeyPem]);
+  if (key === undefined) {
+    return failed(
+      'neither the image (.pcrpkey) nor the node gives the policy key, so its signature cannot be checked',
+      signAgain,
+    );
   }
   if (!verifyPcrSignature(exact, key)) {
     return failed(`the signature for "${sealedTo.policyRef}" is not of the policy key`, signAgain);
@@ -130,7 +140,12 @@ function checkPolicy(sealedTo: SealedTo, uki: Uint8Array, pcr11: PcrPrediction):
   return { name: 'policy', passed: true, detail };
 }
 
-function readPolicySections(uki: Uint8Array): { signatures: readonly PcrSignature[]; key: KeyObject | undefined } {
+function keyOfFingerprint(fingerprint: string, pems: readonly (string | undefined)[]): KeyObject | undefined {
+  const keys = pems.flatMap((pem) => (pem === undefined || pem === '' ? [] : [createPublicKey(pem)]));
+  return keys.find((key) => hex(policyKeyFingerprint(key)) === fingerprint);
+}
+
+function readPolicySections(uki: Uint8Array): { signatures: readonly PcrSignature[]; pem: string | undefined } {
   const image = decodePe(uki);
   const content = (name: string) => {
     const section = findPeSection(image, name);
@@ -140,7 +155,7 @@ function readPolicySections(uki: Uint8Array): { signatures: readonly PcrSignatur
   const pem = content('.pcrpkey');
   return {
     signatures: json === undefined ? [] : decodePcrSignatures(json),
-    key: pem === undefined ? undefined : createPublicKey(Buffer.from(pem)),
+    pem: pem === undefined ? undefined : Buffer.from(pem).toString('utf8'),
   };
 }
 

@@ -145,16 +145,24 @@ const attestation = object({
   pcrs: dictionary(/^([0-9]|1[0-5])$/, sha256Hex, { max: 16 }),
 });
 
-const sealing = object({
+const sealedState = {
   policyRef: short,
   policyKeyFingerprint: sha256Hex,
   pcr7: sha256Hex,
   generation: integer({ min: 0, max: 0xffff_ffff }),
-  anchor: short,
-  /** What this boot sealed anew; empty when nothing. */
-  resealed: text({ max: 1024 }),
-  resealRequested: flag,
-});
+};
+
+const sealing = object(
+  {
+    ...sealedState,
+    policyKeyPem: text({ max: 4096 }),
+    anchor: short,
+    /** What this boot sealed anew; empty when nothing. */
+    resealed: text({ max: 1024 }),
+    resealRequested: flag,
+  },
+  { waiting: object(sealedState) },
+);
 
 const nothing: Check<null> = (value, path) => {
   if (value !== null) throw new ShapeError(path, 'must be null');

@@ -5,7 +5,7 @@ import { DataPartitionError, openDataPartition } from './data-partition.ts';
 const request = {
   systemDisk: '/nonexistent/disk',
   systemPartitionUuid: '00000000-0000-0000-0000-000000000000',
-  policy: { policyKeyPem: '', policyRef: '' },
+  policy: { policyKeyPem: '', policyRef: '', formerPolicyKeyPems: [] },
   recoveryPublicKeyPem: '',
   paths: {
     tpm: '/nonexistent/tpmrm0',

@@ -11,7 +11,7 @@ import { createHash, randomBytes, randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { addPartition } from '../linux/block.ts';
 import { syncDisks } from '../linux/reboot.ts';
-import type { SealingPolicy } from '../tpm/sealing.ts';
+import type { ImagePolicy } from '../tpm/sealing.ts';
 import { Tpm } from '../tpm/tpm.ts';
 import { type DataDevice, dataDevice } from './data-device.ts';
 import { checkDataFilesystem, makeDataFilesystem, mountData, type RunProgram } from './data-filesystem.ts';
@@ -41,7 +41,7 @@ export interface DataPartitionRequest {
   readonly systemDisk: string;
   /** PARTUUID of the system partition that runs. */
   readonly systemPartitionUuid: string;
-  readonly policy: SealingPolicy;
+  readonly policy: ImagePolicy;
   /** The operator's RSA public key, PEM. */
   readonly recoveryPublicKeyPem: string;
   /** False lets a machine without TPM keep the key in the clear. */

@@ -9,20 +9,21 @@ import { readFileSync } from 'node:fs';
 import { epochOfPolicyRef, sealedPcrs } from '../measure/policy.ts';
 import { type Anchor, SHARE_BYTES } from '../tpm/anchor.ts';
 import { defineAnchor, readAnchor, undefineAnchor, writeAnchor } from '../tpm/anchor-store.ts';
-import { SealingError, type SealingPolicy, sealSecret, selectPcrSignatures, unsealSecret } from '../tpm/sealing.ts';
+import { type ImagePolicy, SealingError, sealSecret, selectPcrSignatures, unsealSecret } from '../tpm/sealing.ts';
 import type { StorageRootKey, Tpm } from '../tpm/tpm.ts';
 import { deriveAnchorAuth, deriveSlotKey, UNLOCK_KEY_BYTES, xorBytes } from './data-key.ts';
 import type { GenerationSlot } from './header-edit.ts';
 import { type DataHeader, deriveHeaderMacKey, headerMac, matchHeader } from './header-mac.ts';
 import { encodeTpm2Token, GENERATION, type Place, type RecoveryToken, type SealedGeneration } from './luks-tokens.ts';
+import { sealedPolicyKey } from './sealed-policy-key.ts';
 
 const NO_CLUSTER_KEY = new Uint8Array();
 
 /** A machine that seals. */
 export interface SealingMachine {
   readonly tpm: Tpm;
-  /** The image's: the policy key, and the epoch that is sealed to. */
-  readonly policy: SealingPolicy;
+  /** The image's: the policy key and the epoch that are sealed to, and the former keys. */
+  readonly policy: ImagePolicy;
   /** The image's `.pcrsig`. */
   readonly pcrSignaturePath: string;
   /** Where efivarfs is mounted. */
@@ -173,9 +174,16 @@ function unsealGeneration(
 ): Buffer {
   const { tpm, policy, pcrSignaturePath } = machine;
   requireEpoch(policyRef, policy.policyRef);
-  const sealedTo = { policyKeyPem: policy.policyKeyPem, policyRef };
+  const policyKeyPem = sealedPolicyKey(policy, { policyRef, sealed });
+  const sealedTo = { policyKeyPem: policyKeyPem ?? policy.policyKeyPem, policyRef };
   const signatures = selectPcrSignatures(readFileSync(pcrSignaturePath), sealedTo);
-  const key = unsealSecret(tpm, rootKey, sealed, sealedTo, signatures, scope);
+  let key: Buffer;
+  try {
+    key = unsealSecret(tpm, rootKey, sealed, sealedTo, signatures, scope);
+  } catch (error) {
+    const isPolicyRefused = error instanceof SealingError && error.failure === 'policy-not-met';
+    throw policyKeyPem === undefined && isPolicyRefused ? unknownPolicyKey(error) : error;
+  }
   if (key.length === UNLOCK_KEY_BYTES) return key;
   key.fill(0);
   throw new SealingError('policy-not-met', `the sealed key has ${key.length} bytes, not ${UNLOCK_KEY_BYTES}`);
@@ -188,6 +196,15 @@ function requireEpoch(sealedRef: string, imageRef: string): void {
   throw new SealingError(
     'image-not-allowed',
     `the key is sealed for images of "${sealedRef}" and later, this image is of "${imageRef}": boot a newer image`,
+  );
+}
+
+function unknownPolicyKey(cause: SealingError): SealingError {
+  return new SealingError(
+    'image-not-allowed',
+    "the key is sealed for images of another policy key than this image's, or to another state than its token says: boot " +
+      'an image that is approved with that key too (mkimage keys rotate-policy), or recover the node',
+    { cause },
   );
 }
 

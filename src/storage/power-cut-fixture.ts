@@ -28,25 +28,25 @@ export async function cutFirstBoot(stride: number): Promise<number> {
   return writes;
 }
 
-/** To the epoch of a newer image. */
-export async function cutResealing(stride: number): Promise<number> {
+/** To the epoch of a newer image, or to its policy key. */
+export async function cutResealing(stride: number, image: Boot = { epoch: 2 }): Promise<number> {
   await using machine = await sealedMachine();
   const provisioned = await machine.start();
-  machine.request(provisioned, { reason: 'a new epoch' });
+  machine.request(provisioned, { reason: 'a new image' });
   const before = machine.save();
-  const { writes, settled } = await machine.start({ epoch: 2 });
+  const { writes, settled } = await machine.start(image);
   assert.match(
     settled.sealing?.resealed ?? '',
-    /^generation 2 for ashlar-epoch-2 and PCR 7 [0-9a-f]{64}: a new epoch$/,
+    /^generation 2 for ashlar-epoch-[12] and PCR 7 [0-9a-f]{64}: a new image$/,
   );
   for (let count = 0; count < writes; count += stride) {
     await machine.restore(before);
-    await assertCut(machine, { epoch: 2, writes: count });
-    const opened = await machine.start({ epoch: 2 });
+    await assertCut(machine, { ...image, writes: count });
+    const opened = await machine.start(image);
     assert.deepEqual(opened.volumeKey, provisioned.volumeKey, `the same volume after a cut at write ${count + 1}`);
-    await assertOneGeneration(machine, { epoch: 2 }, 2);
+    await assertOneGeneration(machine, image, 2);
     machine.device.write(0, before.disk.subarray(0, 2 * 1024 * 1024));
-    for (const epoch of [1, 2]) await assert.rejects(machine.start({ epoch }), /keeps no anchor/);
+    for (const boot of [{}, image]) await assert.rejects(machine.start(boot), /keeps no anchor/);
   }
   return writes;
 }

@@ -60,7 +60,10 @@ test('an image of an older epoch does not open what was sealed to a newer one', 
     const relabelled = { ...facts, policyRef: policyRefOfEpoch(1) };
     assert.throws(
       () => Generation.open({ machine: old, rootKey, uuid: FIXTURE_UUID }, relabelled),
-      sealingRefused('policy-not-met'),
+      (error) =>
+        sealingRefused('image-not-allowed')(error) &&
+        error instanceof Error &&
+        sealingRefused('policy-not-met')(error.cause),
     );
   });
 });

@@ -34,11 +34,15 @@ const TPM_WRITES: ReadonlySet<string> = new Set([
 
 /** One for all machines: making them takes longer than the tests. */
 export const POLICY_KEY = generateKeyPairSync('rsa', { modulusLength: 2048 });
+/** The one after it: images of this key are approved by the first, too. */
+export const NEXT_POLICY_KEY = generateKeyPairSync('rsa', { modulusLength: 2048 });
 export const RECOVERY_KEY_PAIR = generateKeyPairSync('rsa', { modulusLength: 2048 });
 
 export interface Boot {
   /** Of the image. @default 1 */
   readonly epoch?: number;
+  /** Whose image it is. @default 'first' */
+  readonly policyKey?: 'first' | 'next';
   /** The Secure Boot state that the firmware measures. @default 'keys' */
   readonly firmware?: string;
   /** @default 1 */
@@ -116,11 +120,7 @@ export async function sealedMachine(): Promise<SealedMachine> {
     const budget = cuttingAfter(options.writes ?? Number.POSITIVE_INFINITY);
     using connection = new Tpm(options.tcti ?? tpm.tcti);
     extendAsFirmware(connection, options);
-    const machine = describeMachine(
-      tpm.directory,
-      budget.tpm(options.wrap?.(connection) ?? connection),
-      options.epoch ?? 1,
-    );
+    const machine = describeMachine(tpm.directory, budget.tpm(options.wrap?.(connection) ?? connection), options);
     writeFirmwareVariables(machine.efivars, options);
     const mark = () => budget.write(() => void (isMarked = true));
     return await body({ machine, device: budget.device(device), writes: budget.count, isMarked: () => isMarked, mark });
@@ -177,26 +177,33 @@ export async function sealedMachine(): Promise<SealedMachine> {
   };
 }
 
-function imageDigests(epoch: number): Uint8Array[] {
-  return [sha256('.linux'), sha256(`an image of epoch ${epoch}`), ENTER_INITRD];
+function imageDigests({ epoch = 1, policyKey = 'first' }: Boot): Uint8Array[] {
+  return [sha256('.linux'), sha256(`an image of epoch ${epoch} and the ${policyKey} key`), ENTER_INITRD];
 }
 
-function extendAsFirmware(tpm: Tpm, { firmware = 'keys', epoch = 1, injected = [] }: Boot): void {
+function extendAsFirmware(tpm: Tpm, boot: Boot): void {
+  const { firmware = 'keys', injected = [] } = boot;
   tpm.extendPcr(7, sha256(firmware));
-  for (const digest of imageDigests(epoch)) tpm.extendPcr(11, digest);
+  for (const digest of imageDigests(boot)) tpm.extendPcr(11, digest);
   for (const index of injected) tpm.extendPcr(index, sha256('injected'));
 }
 
-function describeMachine(directory: string, tpm: Tpm, epoch: number): SealingMachine {
-  const pcr11 = imageDigests(epoch).reduce((pcr, digest) => extendPcr(pcr, digest), zeroPcr());
+function describeMachine(directory: string, tpm: Tpm, boot: Boot): SealingMachine {
+  const { epoch = 1, policyKey = 'first' } = boot;
+  const pcr11 = imageDigests(boot).reduce((pcr, digest) => extendPcr(pcr, digest), zeroPcr());
   const refs = Array.from({ length: epoch }, (_, index) => policyRefOfEpoch(index + 1));
-  const signatures = refs.map((policyRef) => signPcr11({ pcr11, policyRef, key: POLICY_KEY.privateKey }));
+  const keys = policyKey === 'first' ? [POLICY_KEY] : [NEXT_POLICY_KEY, POLICY_KEY];
+  const signatures = keys.flatMap((key) =>
+    refs.map((policyRef) => signPcr11({ pcr11, policyRef, key: key.privateKey })),
+  );
   const pcrSignaturePath = join(directory, 'pcrsig.json');
   writeFileSync(pcrSignaturePath, encodePcrSignatures(signatures));
-  const policyKeyPem = POLICY_KEY.publicKey.export({ format: 'pem', type: 'spki' }).toString();
+  const [policyKeyPem = '', ...formerPolicyKeyPems] = keys.map(({ publicKey }) =>
+    publicKey.export({ format: 'pem', type: 'spki' }).toString(),
+  );
   return {
     tpm,
-    policy: { policyKeyPem, policyRef: policyRefOfEpoch(epoch) },
+    policy: { policyKeyPem, formerPolicyKeyPems, policyRef: policyRefOfEpoch(epoch) },
     pcrSignaturePath,
     efivars: join(directory, 'efivars'),
   };

@@ -7,8 +7,6 @@
  *   settle    finish what a cut has left ─▶ reseal when asked ─▶ forget the request
  */
 
-import { createPublicKey } from 'node:crypto';
-import { policyKeyFingerprint } from '../measure/pcr-signature.ts';
 import { sealedPcrs } from '../measure/policy.ts';
 import { AnchorError } from '../tpm/anchor-store.ts';
 import { knownStorageRootKey, provisionStorageRootKey, requireUnowned, takeOwnership } from '../tpm/provisioning.ts';
@@ -23,6 +21,8 @@ import type { DataHeader } from './header-mac.ts';
 import { LuksHeaderError, REQUEST_OFFSET } from './luks-metadata.ts';
 import { GENERATION, PLACES, recoveryTokenOf, sealedGenerations } from './luks-tokens.ts';
 import { clearResealRequest, decodeResealRequest, type ResealRequest } from './reseal-request.ts';
+import { sealedPolicyKey } from './sealed-policy-key.ts';
+import type { GenerationState } from './sealing-plan.ts';
 import { SealedVolumeSteps } from './sealing-steps.ts';
 import {
   NoNodeKeyError,
@@ -181,7 +181,9 @@ function settle(
       `the data partition could not be resealed; it opens as before, and the next boot tries again: ${message}`,
     );
   }
-  return { header: steps.header, warnings, sealing: report(machine, steps, resealed), requestKey };
+  const sealing = report(machine, steps, resealed);
+  if (sealing.policyKeyPem !== machine.policy.policyKeyPem) warnings.push(ofFormerKey(sealing));
+  return { header: steps.header, warnings, sealing, requestKey };
 }
 
 function takeRequest(steps: SealedVolumeSteps, key: Uint8Array, warnings: string[]): ResealRequest | undefined {
@@ -202,15 +204,28 @@ function reseal(machine: SealingMachine, steps: SealedVolumeSteps, { reason, pcr
 }
 
 function report(machine: SealingMachine, steps: SealedVolumeSteps, resealed: string | undefined): SealingReport {
-  const { policyRef, number, sealed } = steps.opened.facts;
+  const { facts } = steps.opened;
+  const policyKeyPem = sealedPolicyKey(machine.policy, facts);
+  if (policyKeyPem === undefined) throw new Error('cannot tell the policy key of the generation that was opened');
+  const { waiting } = steps;
   return {
-    policyRef,
-    policyKeyFingerprint: Buffer.from(policyKeyFingerprint(createPublicKey(machine.policy.policyKeyPem))).toString(
-      'hex',
-    ),
-    pcr7: Buffer.from(sealed.pcr7).toString('hex'),
-    generation: number,
+    ...steps.sealedTo,
+    policyKeyPem,
+    generation: facts.number,
     anchor: 'ok',
     ...(resealed === undefined ? {} : { resealed }),
+    ...(waiting === undefined ? {} : { waiting: waitingReport(waiting) }),
   };
+}
+
+function waitingReport({ number, ...target }: GenerationState): NonNullable<SealingReport['waiting']> {
+  return { ...target, generation: number };
+}
+
+/** Whoever still has that key can have an image of his opened. */
+function ofFormerKey({ policyKeyFingerprint }: SealingReport): string {
+  return (
+    `the data is still sealed to the former policy key ${policyKeyFingerprint.slice(0, 16)}…; when this image is to stay, ` +
+    "move it to the image's own key with: ashlarctl node reseal NODE, and reboot"
+  );
 }

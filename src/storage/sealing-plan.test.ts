@@ -19,9 +19,11 @@ interface World {
   headersMade: number;
 }
 
-const EPOCH_1 = { policyRef: 'ashlar-epoch-1', pcr7: 'aa' };
-const EPOCH_2 = { policyRef: 'ashlar-epoch-2', pcr7: 'aa' };
-const OTHER_PCR7 = { policyRef: 'ashlar-epoch-1', pcr7: 'bb' };
+const EPOCH_1 = { policyKeyFingerprint: 'first', policyRef: 'ashlar-epoch-1', pcr7: 'aa' };
+const EPOCH_2 = { ...EPOCH_1, policyRef: 'ashlar-epoch-2' };
+const OTHER_PCR7 = { ...EPOCH_1, pcr7: 'bb' };
+/** Under an image of the next policy key, which the first one approves too. */
+const NEXT_KEY = { ...EPOCH_1, policyKeyFingerprint: 'next' };
 
 function provisioned(): World {
   return {
@@ -37,7 +39,8 @@ function opening({ disk, anchors }: World, running: SealingTarget): Place | unde
   return PLACES.filter((place) => {
     const [generation, anchor] = [disk.generations[place], anchors[place]];
     if (generation === undefined || anchor === undefined) return false;
-    const isImageAllowed = epochOf(generation.policyRef) <= epochOf(running.policyRef);
+    const isKeyKnown = generation.policyKeyFingerprint === 'first' || running.policyKeyFingerprint === 'next';
+    const isImageAllowed = isKeyKnown && epochOf(generation.policyRef) <= epochOf(running.policyRef);
     const isHeaderKnown = anchor.current === disk.header || anchor.next === disk.header;
     return generation.pcr7 === running.pcr7 && isImageAllowed && anchor.number === generation.number && isHeaderKnown;
   }).sort((a, b) => (disk.generations[b]?.number ?? 0) - (disk.generations[a]?.number ?? 0))[0];
@@ -139,6 +142,7 @@ function assertSettled(world: World, running: SealingTarget): void {
 for (const [name, target, states] of [
   ['the same state', EPOCH_1, [EPOCH_1]],
   ['a new epoch', EPOCH_2, [EPOCH_2]],
+  ['a new policy key', NEXT_KEY, [NEXT_KEY]],
 ] as const) {
   test(`resealing to ${name} leaves, at each cut and at each cut of what follows, one generation that opens`, () => {
     const running = states[0];

@@ -13,6 +13,8 @@ import { otherPlace, PLACES, type Place } from './luks-tokens.ts';
 
 /** What a generation is sealed to. */
 export interface SealingTarget {
+  /** Of the policy key, lower-case hex; empty for one that this image does not know. */
+  readonly policyKeyFingerprint: string;
   readonly policyRef: string;
   /** Lower-case hex. */
   readonly pcr7: string;
@@ -34,7 +36,7 @@ export interface SealingState {
   readonly isSettled: boolean;
   /** Key material of removed slots is still on the disk. */
   readonly hasLeftovers: boolean;
-  /** This boot's image and PCR 7. */
+  /** This boot's image and PCR 7: what would be sealed to now. */
   readonly running: SealingTarget;
 }
 
@@ -114,5 +116,5 @@ function isAwaited({ generations, anchors, opened, running }: SealingState, plac
 }
 
 function isSame(a: SealingTarget, b: SealingTarget): boolean {
-  return a.policyRef === b.policyRef && a.pcr7 === b.pcr7;
+  return a.policyKeyFingerprint === b.policyKeyFingerprint && a.policyRef === b.policyRef && a.pcr7 === b.pcr7;
 }

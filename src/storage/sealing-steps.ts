@@ -8,7 +8,15 @@ import { openDataVolume, readDataHeader } from './data-volume.ts';
 import { forgetAnchor, Generation, presentPcr7, type SealingMachine } from './generation.ts';
 import { editedHeader, type HeaderDirectory, hasLeftovers, replaceHeader, wipeLeftovers } from './header-edit.ts';
 import type { DataHeader } from './header-mac.ts';
-import { GENERATION, PLACES, type Place, recoveryTokenOf, sealedGenerations } from './luks-tokens.ts';
+import {
+  GENERATION,
+  PLACES,
+  type Place,
+  recoveryTokenOf,
+  type SealedGeneration,
+  sealedGenerations,
+} from './luks-tokens.ts';
+import { policyKeyFingerprintHex, sealedPolicyKey } from './sealed-policy-key.ts';
 import {
   type GenerationState,
   type HeaderPlaces,
@@ -55,11 +63,28 @@ export class SealedVolumeSteps implements Disposable {
     return this.#generation(this.#opened);
   }
 
-  /** A generation of a later epoch than this image's is in the header: its image has begun a resealing that was cut. */
+  /** What the opened generation is sealed to. */
+  get sealedTo(): SealingTarget {
+    return this.#targetOf(this.opened.facts);
+  }
+
+  /** The generation that counts from the first boot in its state on, if there is one whose policy key is known. */
+  get waiting(): GenerationState | undefined {
+    const { number } = this.opened.facts;
+    return Object.values(this.#generationStates()).find(
+      (generation) => generation.number > number && generation.policyKeyFingerprint !== '',
+    );
+  }
+
+  /**
+   * A generation of a later epoch than this image's, or of a policy key that it does not know, is in the header: its image
+   * has begun a resealing that was cut.
+   */
   get awaitsNewerImage(): boolean {
     const epoch = epochOfPolicyRef(this.#disk.machine.policy.policyRef) ?? 0;
-    return sealedGenerations(this.#header.accepted.tokens).some(
-      ({ policyRef }) => (epochOfPolicyRef(policyRef) ?? 0) > epoch,
+    return Object.values(this.#generationStates()).some(
+      ({ policyRef, policyKeyFingerprint }) =>
+        (epochOfPolicyRef(policyRef) ?? 0) > epoch || policyKeyFingerprint === '',
     );
   }
 
@@ -78,8 +103,7 @@ export class SealedVolumeSteps implements Disposable {
     const number = 1 + Math.max(...Object.values(state.generations).map((generation) => generation.number));
     const where = { machine, rootKey, uuid: this.#header.accepted.uuid };
     const made = this.#made.use(Generation.make(where, { place, number, pcr7 }));
-    const target: SealingTarget = { policyRef: made.facts.policyRef, pcr7: hex(made.facts.sealed.pcr7) };
-    const steps = planResealing(state, target);
+    const steps = planResealing(state, this.#targetOf(made.facts));
     const define = steps.findIndex(({ kind }) => kind === 'define-anchor');
     // Until then the place may still be that of a generation that waits.
     this.#run(steps.slice(0, define));
@@ -95,18 +119,33 @@ export class SealedVolumeSteps implements Disposable {
   #observe(): SealingState {
     const { machine } = this.#disk;
     const anchors = new Set(definedAnchors(machine.tpm));
-    const generations: Partial<Record<Place, GenerationState>> = {};
-    for (const { place, number, policyRef, sealed } of sealedGenerations(this.#header.accepted.tokens)) {
-      generations[place] = { number, policyRef, pcr7: hex(sealed.pcr7) };
-    }
     return {
-      generations,
+      generations: this.#generationStates(),
       anchors: PLACES.filter((place) => anchors.has(GENERATION[place].anchorIndex)),
       opened: this.#opened,
       isSettled: this.opened.isSettledOn(this.#header),
       hasLeftovers: hasLeftovers(this.#header),
-      running: { policyRef: machine.policy.policyRef, pcr7: hex(presentPcr7(machine)) },
+      running: {
+        policyKeyFingerprint: policyKeyFingerprintHex(machine.policy.policyKeyPem),
+        policyRef: machine.policy.policyRef,
+        pcr7: hex(presentPcr7(machine)),
+      },
     };
+  }
+
+  /** In the header. */
+  #generationStates(): Partial<Record<Place, GenerationState>> {
+    const states: Partial<Record<Place, GenerationState>> = {};
+    for (const facts of sealedGenerations(this.#header.accepted.tokens)) {
+      states[facts.place] = { number: facts.number, ...this.#targetOf(facts) };
+    }
+    return states;
+  }
+
+  #targetOf({ policyRef, sealed }: Pick<SealedGeneration, 'policyRef' | 'sealed'>): SealingTarget {
+    const pem = sealedPolicyKey(this.#disk.machine.policy, { policyRef, sealed });
+    const policyKeyFingerprint = pem === undefined ? '' : policyKeyFingerprintHex(pem);
+    return { policyKeyFingerprint, policyRef, pcr7: hex(sealed.pcr7) };
   }
 
   #run(steps: readonly SealingStep[]): void {

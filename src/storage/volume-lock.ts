@@ -7,6 +7,7 @@
 import type { DataDevice } from './data-device.ts';
 import type { DataHeader } from './header-mac.ts';
 import type { RecoveryToken } from './luks-tokens.ts';
+import type { SealingTarget } from './sealing-plan.ts';
 
 export interface VolumeLock {
   readonly warnings: readonly string[];
@@ -54,10 +55,14 @@ export interface SealingReport {
   readonly policyRef: string;
   /** SHA-256 of the policy key's PKCS #1 DER, lower-case hex, as `pkfp` in `.pcrsig`. */
   readonly policyKeyFingerprint: string;
+  /** That key, SPKI. */
+  readonly policyKeyPem: string;
   /** Lower-case hex. */
   readonly pcr7: string;
   /** Counts sealings, from 1. */
   readonly generation: number;
+  /** Sealed to a state that is yet to come: it opens the volume too, from the first boot in that state on. */
+  readonly waiting?: SealingTarget & { readonly generation: number };
   /** The TPM's anchor knows this header. */
   readonly anchor: 'ok';
   /** What this boot has resealed, and why. */

@@ -29,6 +29,15 @@ export interface SealingPolicy {
   readonly policyRef: string;
 }
 
+/** What an image seals to, and by which other keys it is approved. */
+export interface ImagePolicy extends SealingPolicy {
+  /**
+   * Policy keys of images before this one, whose signatures `.pcrsig` has as well: what is sealed to one of them opens, and
+   * can be sealed to the image's own.
+   */
+  readonly formerPolicyKeyPems: readonly string[];
+}
+
 /** Why a secret was not sealed or unsealed, for callers that branch. */
 export type SealingFailure = 'pcr-not-zero' | 'pcr-7-changed' | 'image-not-allowed' | 'another-tpm' | 'policy-not-met';
 

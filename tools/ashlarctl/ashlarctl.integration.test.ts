@@ -586,7 +586,10 @@ function initService(
 ): InitService {
   return {
     ...tpm,
-    sealing: async () => ({ ...SEALING, ...sealedTo }),
+    sealing: async () => {
+      const { policyRef, policyKeyFingerprint, policyKeyPem, pcr7 } = sealedTo;
+      return { ...SEALING, policyRef, policyKeyFingerprint, policyKeyPem, pcr7 };
+    },
     requestReseal: async ({ reason, pcr7 }) => {
       stopped.push(`reseal: ${reason}, PCR 7 ${pcr7 ?? 'of the next boot'}`);
     },

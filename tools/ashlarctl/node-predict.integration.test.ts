@@ -7,6 +7,7 @@ import { authenticodeDigest } from '../../src/formats/authenticode.ts';
 import { encodeCertificateList, encodeHashList } from '../../src/formats/efi-signature-list.ts';
 import { decodeEventLog } from '../../src/formats/event-log.ts';
 import { predictUnseal, type SealedTo, type UnsealChange } from '../../src/measure/predict-unseal.ts';
+import { type Keys, loadKeys, rotatePolicyKey } from '../mkimage/keys.ts';
 import { makeKeys, type SealedMachine, sealedMachine } from './sealed-machine-for-tests.ts';
 
 let directory: string;
@@ -54,6 +55,51 @@ describe('the data will open', () => {
     const { pcr7 } = predict({ dbx });
     const value = Buffer.from(pcr7?.value ?? []).toString('hex');
     assert.deepEqual(failures(predict({ dbx }, { pcr7: value })), {});
+  });
+});
+
+describe('the data that waits for a state to come', () => {
+  const dbx = () => encodeHashList(machine.keys.ownerGuid, [Buffer.alloc(32, 7)]);
+  const waiting = (pcr7: string): SealedTo['waiting'] => ({ ...machine.sealedTo, pcr7 });
+
+  test('will open after that change, and without it', () => {
+    const value = Buffer.from(predict({ dbx: dbx() }).pcr7?.value ?? []).toString('hex');
+    assert.deepEqual(failures(predict({ dbx: dbx() }, { waiting: waiting(value) })), {});
+    assert.deepEqual(failures(predict({}, { waiting: waiting(value) })), {});
+  });
+
+  test('will not open after another change', () => {
+    const prediction = predict({ dbx: dbx() }, { waiting: waiting('ab'.repeat(32)) });
+    assert.deepEqual(Object.keys(failures(prediction)), ['pcr7']);
+  });
+});
+
+describe('after a change of the policy key', () => {
+  let next: Keys;
+  before(async () => {
+    await rotatePolicyKey(join(directory, 'machine-keys'), join(directory, 'next-keys'));
+    next = await loadKeys(join(directory, 'next-keys'));
+  });
+
+  test('the data opens under an image that the former key approves, too', () => {
+    assert.deepEqual(failures(predict({ uki: machine.build({ keys: next }) })), {});
+  });
+
+  test('a node that does not give its key leaves the signature unchecked, and that does not pass', () => {
+    const failed = failures(predict({ uki: machine.build({ keys: next }) }, { policyKeyPem: undefined }));
+    assert.match(failed['policy'] ?? '', /neither the image .* nor the node gives the policy key/);
+  });
+
+  test('another key that the node gives as that one is not believed', () => {
+    const { policyPublicKeyPem } = next;
+    const failed = failures(predict({ uki: machine.build({ keys: next }) }, { policyKeyPem: policyPublicKeyPem }));
+    assert.deepEqual(Object.keys(failed), ['policy']);
+  });
+
+  test('the data does not open under an image of the new key alone', () => {
+    const alone = { ...next, formerPolicyKeys: [] };
+    const failed = failures(predict({ uki: machine.build({ keys: alone }) }));
+    assert.match(failed['policy'] ?? '', /the data is sealed to .*mkimage keys rotate-policy/);
   });
 });
 

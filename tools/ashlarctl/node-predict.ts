@@ -167,12 +167,25 @@ function predictionText(nodeId: string, { unseals, checks }: UnsealPrediction): 
 }
 
 function predictionJson(nodeId: string, sealing: Sealing, { unseals, checks, pcr7, pcr11 }: UnsealPrediction) {
-  const { policyRef, policyKeyFingerprint, generation } = sealing;
+  const { policyRef, policyKeyFingerprint, generation, waiting } = sealing;
   return {
     nodeId,
     unseals,
     checks,
-    sealedTo: { policyRef, policyKeyFingerprint, pcr7: sealing.pcr7, generation },
+    sealedTo: {
+      policyRef,
+      policyKeyFingerprint,
+      pcr7: sealing.pcr7,
+      generation,
+      ...(waiting !== undefined && {
+        waiting: {
+          policyRef: waiting.policyRef,
+          policyKeyFingerprint: waiting.policyKeyFingerprint,
+          pcr7: waiting.pcr7,
+          generation: waiting.generation,
+        },
+      }),
+    },
     predicted: { pcr7: pcr7 === undefined ? null : hex(pcr7.value), pcr11: hex(pcr11.value) },
   };
 }

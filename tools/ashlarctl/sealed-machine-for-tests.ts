@@ -22,7 +22,7 @@ export interface SealedMachine {
   readonly uki: Uint8Array;
   readonly variables: SecureBootVariables;
   readonly eventLog: Uint8Array;
-  readonly sealedTo: SealedTo;
+  readonly sealedTo: SealedTo & { readonly policyKeyPem: string };
   /** Another image of these keys. */
   build(change: { readonly cmdline?: string; readonly epoch?: number; readonly keys?: Keys }): Uint8Array;
 }
@@ -53,6 +53,7 @@ export async function sealedMachine(directory: string): Promise<SealedMachine> {
     sealedTo: {
       policyRef: 'ashlar-epoch-2',
       policyKeyFingerprint: Buffer.from(policyKeyFingerprint(createPublicKey(keys.policyPublicKeyPem))).toString('hex'),
+      policyKeyPem: keys.policyPublicKeyPem,
       pcr7: Buffer.from(value).toString('hex'),
     },
   };

@@ -42,7 +42,7 @@ export interface BuildOptions {
   /** @default the development keys, made when they are not there */
   keysDir?: string | undefined;
   /** Who signs in place of the private keys in `keysDir`, which then need not be there. */
-  signers?: { policy?: Signer | undefined; secureBoot?: Signer | undefined } | undefined;
+  signers?: { readonly [Who in keyof Signers]?: Signers[Who] | undefined } | undefined;
   /** Services more, which attack the node; the keys must be test-only. @default none */
   testVariantDir?: string | undefined;
   /** `.auth` files for the ESP, which a node may enrol when its parameters say so. @default none */
@@ -84,20 +84,29 @@ export async function buildUnsignedImage(options: BuildOptions): Promise<{ direc
 
 /** Private keys are read only when no signer takes their place. Either is checked before the long work begins. */
 async function keysOf(options: BuildOptions): Promise<{ keys: PublicKeys; signers: Signers }> {
-  const { policy, secureBoot } = options.signers ?? {};
+  const { policy, secureBoot, former = new Map<string, Signer>() } = options.signers ?? {};
   const keysDir = options.keysDir ?? (await developmentKeys()).directory;
-  if (policy !== undefined && secureBoot !== undefined)
-    return { keys: await loadPublicKeys(keysDir), signers: { policy, secureBoot } };
-  if (policy === undefined && secureBoot === undefined) {
+  if (policy === undefined && secureBoot === undefined && former.size === 0) {
     const keys = await loadKeys(keysDir);
     return { keys, signers: keySigners(keys) };
   }
   const keys = await loadPublicKeys(keysDir);
+  for (const name of former.keys()) {
+    if (!keys.formerPolicyKeys.some((key) => key.name === name))
+      throw new Error(
+        `cannot sign as the former policy key ${name}: there is no ${keys.directory}/former-policy/${name}.pub`,
+      );
+  }
+  const file = (path: string) => parseSigner(join(keys.directory, path));
+  const formerSigners = keys.formerPolicyKeys.map(
+    ({ name }) => [name, former.get(name) ?? file(`former-policy/${name}.key`)] as const,
+  );
   return {
     keys,
     signers: {
-      policy: policy ?? parseSigner(join(keys.directory, 'policy.key')),
-      secureBoot: secureBoot ?? parseSigner(join(keys.directory, 'db.key')),
+      policy: policy ?? file('policy.key'),
+      secureBoot: secureBoot ?? file('db.key'),
+      former: new Map(formerSigners),
     },
   };
 }
@@ -171,6 +180,7 @@ async function prepareImage(
     blockSize: 4096,
     hashAlgorithm: 'sha256',
     policyKeyPem: keys.policyPublicKeyPem,
+    formerPolicyKeyPems: keys.formerPolicyKeys.map(({ publicKeyPem }) => publicKeyPem),
     sealing: { policyRef: policyRefOfEpoch(epoch) },
   };
   const initramfs = await timed('initramfs', () =>
@@ -199,7 +209,7 @@ async function prepareImage(
       osRelease,
       uname: kernel.release,
       epoch,
-      policyPublicKeyPem: keys.policyPublicKeyPem,
+      policyKeys: keys,
     }),
   );
   const manifest = {

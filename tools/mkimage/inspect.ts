@@ -17,7 +17,7 @@ import { computeVerityRootHash } from '../../src/formats/verity-tree.ts';
 import { decodePcrSignatures, policyKeyFingerprint, verifyPcrSignature } from '../../src/measure/pcr-signature.ts';
 import { predictPcr4 } from '../../src/measure/pcr4.ts';
 import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
-import { signedPcr11Policy } from '../../src/measure/policy.ts';
+import { maxFormerPolicyKeys, signedPcr11Policy } from '../../src/measure/policy.ts';
 import { command } from '../host/command-line.ts';
 import { formatInspection } from './inspect-report.ts';
 
@@ -51,7 +51,7 @@ export interface UkiInspection {
     policyRef: string;
     policy: string;
     keyFingerprint: string;
-    /** Made by the key in `.pcrpkey`, for this image's PCR 11 in phase enter-initrd. */
+    /** Made by the key in `.pcrpkey` or a former one of the initramfs, for this image's PCR 11 in phase enter-initrd. */
     isValid: boolean;
   }[];
   readonly pcrs: {
@@ -167,6 +167,7 @@ function inspectUki(uki: Uint8Array, problems: string[]): UkiInspection {
   for (const { reason } of signatures)
     if (reason !== undefined) problems.push(`the UKI's signature does not verify: ${reason}`);
   const pcr11 = predictPcr11OfUki(uki);
+  const { system, formerPolicyKeys } = findSystemDescription(content('.initrd'));
   return {
     sizeBytes: uki.length,
     sha256: sha256(uki),
@@ -184,7 +185,12 @@ function inspectUki(uki: Uint8Array, problems: string[]): UkiInspection {
       isValid,
       ...(reason === undefined ? {} : { reason }),
     })),
-    pcrSignatures: inspectPcrSignatures(text('.pcrsig'), text('.pcrpkey'), pcr11['enter-initrd'].value, problems),
+    pcrSignatures: inspectPcrSignatures(
+      text('.pcrsig'),
+      [text('.pcrpkey'), ...formerPolicyKeys],
+      pcr11['enter-initrd'].value,
+      problems,
+    ),
     pcrs: {
       pcr4: {
         'secure-boot-on': hex(predictPcr4(uki, { isSecureBootOn: true }).value),
@@ -196,7 +202,7 @@ function inspectUki(uki: Uint8Array, problems: string[]): UkiInspection {
         'leave-initrd': hex(pcr11['leave-initrd'].value),
       },
     },
-    system: findSystemDescription(content('.initrd')),
+    system,
   };
 }
 
@@ -210,7 +216,7 @@ function parseOsRelease(text: string): Record<string, string> {
 
 function inspectPcrSignatures(
   json: string | undefined,
-  keyPem: string | undefined,
+  [keyPem, ...formerKeyPems]: readonly (string | undefined)[],
   pcr11: Uint8Array,
   problems: string[],
 ): UkiInspection['pcrSignatures'] {
@@ -218,16 +224,22 @@ function inspectPcrSignatures(
     problems.push('the UKI carries no PCR signature: nothing can be unsealed under it');
     return [];
   }
-  const key = createPublicKey(keyPem);
+  const keys = new Map(
+    [keyPem, ...formerKeyPems].flatMap((pem) => {
+      const key = pem === undefined ? undefined : createPublicKey(pem);
+      return key === undefined ? [] : [[hex(policyKeyFingerprint(key)), key] as const];
+    }),
+  );
   const expectedPolicy = hex(signedPcr11Policy(pcr11));
-  const expectedFingerprint = hex(policyKeyFingerprint(key));
   const signatures = decodePcrSignatures(json);
   if (signatures.length === 0) problems.push('.pcrsig is an empty list: nothing can be unsealed under the UKI');
   return signatures.map((signature) => {
     const policy = hex(signature.policy);
     const keyFingerprint = hex(signature.keyFingerprint);
-    const isMade = keyFingerprint === expectedFingerprint && verifyPcrSignature(signature, key);
-    if (!isMade) problems.push('a PCR signature was not made by the key in .pcrpkey');
+    const key = keys.get(keyFingerprint);
+    const isMade = key !== undefined && verifyPcrSignature(signature, key);
+    if (!isMade)
+      problems.push('a PCR signature was made neither by the key in .pcrpkey nor by a former one in system.json');
     else if (policy !== expectedPolicy)
       problems.push('a PCR signature approves another PCR 11 than this image will have');
     return {
@@ -241,11 +253,14 @@ function inspectPcrSignatures(
 }
 
 /** The kernel unpacks members in order, so the last file of a name is the one that counts. */
-function findSystemDescription(initrd: Uint8Array | undefined): SystemDescription | undefined {
-  if (initrd === undefined) return undefined;
+function findSystemDescription(initrd: Uint8Array | undefined): {
+  system: SystemDescription | undefined;
+  formerPolicyKeys: readonly string[];
+} {
+  if (initrd === undefined) return { system: undefined, formerPolicyKeys: [] };
   const files = splitInitramfs(initrd).flatMap((member) => decodeCpio(decompress(member)));
   const file = files.findLast(({ path }) => path === systemFile);
-  return file === undefined ? undefined : parseSystemDescription(file.data);
+  return file === undefined ? { system: undefined, formerPolicyKeys: [] } : parseSystemDescription(file.data);
 }
 
 function decompress({ compression, bytes }: InitramfsMember): Uint8Array {
@@ -254,7 +269,7 @@ function decompress({ compression, bytes }: InitramfsMember): Uint8Array {
   return compression === 'gzip' ? gunzipSync(bytes, limit) : bytes;
 }
 
-function parseSystemDescription(bytes: Uint8Array): SystemDescription {
+function parseSystemDescription(bytes: Uint8Array): { system: SystemDescription; formerPolicyKeys: readonly string[] } {
   const value: unknown = JSON.parse(Buffer.from(bytes).toString('utf8'));
   const fields: Record<string, unknown> = typeof value === 'object' && value !== null ? { ...value } : {};
   const refuse = (key: string): never => {
@@ -270,15 +285,19 @@ function parseSystemDescription(bytes: Uint8Array): SystemDescription {
       ? field
       : refuse(key);
   };
-  return {
+  const former: unknown = fields['formerPolicyKeyPems'] ?? [];
+  const isKeyList = (value: unknown): value is string[] =>
+    Array.isArray(value) && value.length <= maxFormerPolicyKeys && value.every((pem) => typeof pem === 'string');
+  const system = {
     version: string('version', /^[\x20-\x7e]{1,64}$/),
     buildTime: natural('buildTime', 2 ** 40),
     partitionUuid: string('partitionUuid', /^[0-9a-f-]{36}$/),
     rootHash: string('rootHash', /^[0-9a-f]{64}$/),
     salt: string('salt', /^([0-9a-f]{2}){0,256}$/),
     dataBlocks: natural('dataBlocks', 2 ** 32),
-    blockSize: fields['blockSize'] === 4096 ? 4096 : refuse('blockSize'),
+    blockSize: fields['blockSize'] === 4096 ? (4096 as const) : refuse('blockSize'),
   };
+  return { system, formerPolicyKeys: isKeyList(former) ? former : refuse('formerPolicyKeyPems') };
 }
 
 async function inspectDisk(

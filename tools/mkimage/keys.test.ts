@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { X509Certificate } from 'node:crypto';
-import { chmod, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, cp, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { developmentKeys, generateKeys, loadKeys } from './keys.ts';
+import { developmentKeys, generateKeys, loadKeys, loadPublicKeys, rotatePolicyKey } from './keys.ts';
 
 const compareText = (a: string | undefined, b: string | undefined): number => ((a ?? '') < (b ?? '') ? -1 : 1);
 
@@ -76,6 +76,42 @@ describe('loadKeys', () => {
 
   it('names the file that is missing and the way out', async () => {
     await assert.rejects(loadKeys(join(directory, 'none')), /none\/db\.crt: .*mkimage keys generate/);
+  });
+});
+
+describe('rotatePolicyKey', () => {
+  it('keeps everything but the policy key, which is new, and the one before beside it', async () => {
+    const rotated = join(directory, 'rotated');
+    const { former } = await rotatePolicyKey(made, rotated);
+    const [before, after] = [await loadKeys(made), await loadKeys(rotated)];
+    assert.deepEqual(after.formerPolicyKeys, [{ name: former, publicKeyPem: before.policyPublicKeyPem }]);
+    assert.ok(after.formerPolicyPrivateKeys.get(former)?.equals(before.policyKey));
+    assert.notEqual(after.policyPublicKeyPem, before.policyPublicKeyPem);
+    assert.equal(after.dbCertificatePem, before.dbCertificatePem);
+    assert.equal((await stat(join(rotated, 'policy.key'))).mode & 0o777, 0o600);
+    assert.equal((await stat(join(rotated, 'former-policy', `${former}.key`))).mode & 0o777, 0o600);
+  });
+
+  it('overwrites nothing, and leaves nothing behind when it refuses', async () => {
+    const listed = await readdir(directory);
+    await assert.rejects(rotatePolicyKey(made, join(directory, 'rotated')), /exists; keys are never overwritten/);
+    assert.deepEqual(await readdir(directory), listed);
+  });
+
+  it('refuses a fifth former key, a private half of another, and a former key that is the present one', async () => {
+    let last = made;
+    for (let turn = 1; turn <= 4; turn += 1) {
+      const next = join(directory, `turn-${turn}`);
+      await rotatePolicyKey(last, next);
+      last = next;
+    }
+    await assert.rejects(rotatePolicyKey(last, join(directory, 'turn-5')), /holds 4 former ones already/);
+    const [{ name: one } = { name: '' }, { name: other } = { name: '' }] = (await loadKeys(last)).formerPolicyKeys;
+    const path = (file: string) => join(last, 'former-policy', file);
+    await cp(path(`${one}.key`), path(`${other}.key`));
+    await assert.rejects(loadKeys(last), new RegExp(`${other}\\.key is not the key of ${other}\\.pub`));
+    await cp(join(last, 'policy.pub'), path(`${one}.pub`));
+    await assert.rejects(loadPublicKeys(last), new RegExp(`former-policy/${one}\\.pub is the key of policy\\.pub`));
   });
 });
 

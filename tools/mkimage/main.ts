@@ -4,7 +4,7 @@ import { command, commandGroup, runCommandLine, UsageError } from '../host/comma
 import { buildImage, buildUnsignedImage } from './build.ts';
 import { exportAuthCommand } from './enrolment-files.ts';
 import { inspectCommand } from './inspect.ts';
-import { generateKeysCommand } from './keys.ts';
+import { generateKeysCommand, rotatePolicyKeyCommand } from './keys.ts';
 import { LOCK_FILE, lockPackages, writePackageLock } from './packages.ts';
 import { signCommand, signerOptions, signersFrom } from './sign.ts';
 
@@ -55,11 +55,11 @@ const build = command({
   },
   run: async (values, { progress, print, signal }) => {
     const { out, keys, epoch, mirror, jobs, json, unsigned } = values;
-    const { policy, 'secure-boot': secureBoot } = await signersFrom(values, signal);
+    const { policy, 'secure-boot': secureBoot, former } = await signersFrom(values, signal);
     const options = {
       outDir: out,
       keysDir: keys,
-      signers: { policy, secureBoot },
+      signers: { policy, secureBoot, former },
       testVariantDir: values['test-variant'],
       enrolmentDir: values.enrolment,
       epoch,
@@ -70,7 +70,7 @@ const build = command({
       signal,
     };
     if (unsigned) {
-      if (policy !== undefined || secureBoot !== undefined)
+      if (policy !== undefined || secureBoot !== undefined || former !== undefined)
         throw new UsageError('--unsigned asks nobody to sign: give the signers to mkimage sign');
       const waiting = await buildUnsignedImage(options);
       print(json ? JSON.stringify(waiting, undefined, 2) : relative('.', waiting.request));
@@ -108,7 +108,7 @@ const lock = command({
 const keys = commandGroup({
   name: 'keys',
   summary: 'Make the keys that sign images, policies and updates, and the files that enrol them',
-  commands: [generateKeysCommand, exportAuthCommand],
+  commands: [generateKeysCommand, rotatePolicyKeyCommand, exportAuthCommand],
 });
 
 process.exitCode = await runCommandLine(

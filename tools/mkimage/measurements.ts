@@ -42,6 +42,8 @@ export interface Measurements {
     readonly pcr11: string;
     /** SHA-256 of the policy key's PKCS #1 DER, as in `.pcrsig`. */
     readonly keyFingerprint: string;
+    /** Of former policy keys that approve the image, too; absent without any. */
+    readonly formerKeyFingerprints?: readonly string[];
     readonly keyName: string;
     /** authPolicy of what a node seals, by machine profile. */
     readonly sealing: Readonly<Record<string, string>>;
@@ -58,7 +60,12 @@ export interface Measurements {
 
 export type MeasurementKeys = Pick<
   Keys,
-  'ownerGuid' | 'pkCertificatePem' | 'kekCertificatePem' | 'dbCertificatePem' | 'policyPublicKeyPem'
+  | 'ownerGuid'
+  | 'pkCertificatePem'
+  | 'kekCertificatePem'
+  | 'dbCertificatePem'
+  | 'policyPublicKeyPem'
+  | 'formerPolicyKeys'
 >;
 
 const noVariables: SecureBootVariables = {
@@ -100,6 +107,11 @@ export function predictMeasurements(uki: Uint8Array, keys: MeasurementKeys, epoc
       policyRef,
       pcr11: hex(signedPcr11Policy(pcr11['enter-initrd'].value)),
       keyFingerprint: hex(policyKeyFingerprint(policyKey)),
+      ...(keys.formerPolicyKeys.length > 0 && {
+        formerKeyFingerprints: keys.formerPolicyKeys.map(({ publicKeyPem }) =>
+          hex(policyKeyFingerprint(createPublicKey(publicKeyPem))),
+        ),
+      }),
       keyName: hex(rsaPolicyKeyName(policyKey)),
       sealing: mapValues(pcr7, ({ value }) => hex(sealingPolicy({ policyKey, policyRef, pcr7: value }))),
     },

@@ -8,7 +8,7 @@ import { after, before, describe, it } from 'node:test';
 import { minimalPe, skipWithout } from '../../src/formats/fixtures.ts';
 import { runProcess } from '../host/run-process.ts';
 import type { PreparedImage } from './finish-image.ts';
-import { generateKeys, loadKeys, loadPublicKeys } from './keys.ts';
+import { generateKeys, loadKeys, loadPublicKeys, rotatePolicyKey } from './keys.ts';
 import { answerRequest, type GivenSignature, type SignersAtHand, signUnsignedUki } from './sign.ts';
 import { keySigners, parseSigner } from './signer.ts';
 import { decodeSigningRequest, encodeSignatures, encodeSigningRequest } from './signing-request.ts';
@@ -19,6 +19,16 @@ import { readUnsignedImage, writeUnsignedImage } from './unsigned-image.ts';
 const skipToken = skipWithoutSoftHsm();
 const skipOpenssl = skipWithout('openssl');
 const none: ReadonlyMap<string, GivenSignature> = new Map();
+
+const parts = {
+  stub: minimalPe(),
+  kernel: minimalPe({ text: Buffer.from('kernel') }),
+  initrd: Buffer.from('initramfs'),
+  cmdline: 'quiet',
+  osRelease: 'ID=ashlar\n',
+  uname: '6.12.1-ashlar',
+  epoch: 2,
+};
 
 let directory: string;
 let privateKeys: string;
@@ -36,16 +46,7 @@ before(async () => {
   // All that the build machine gets: certificates and public keys.
   await cp(privateKeys, publicKeys, { recursive: true, filter: (path) => !path.endsWith('.key') });
   const keys = await loadPublicKeys(publicKeys);
-  const uki = layOutUki({
-    stub: minimalPe(),
-    kernel: minimalPe({ text: Buffer.from('kernel') }),
-    initrd: Buffer.from('initramfs'),
-    cmdline: 'quiet',
-    osRelease: 'ID=ashlar\n',
-    uname: '6.12.1-ashlar',
-    epoch: 2,
-    policyPublicKeyPem: keys.policyPublicKeyPem,
-  });
+  const uki = layOutUki({ ...parts, policyKeys: keys });
   const systemPath = join(directory, 'system.img');
   await writeFile(systemPath, 'the system partition');
   const hash = createHash('sha256').update('the system partition').digest('hex');
@@ -166,6 +167,42 @@ describe('the image signed elsewhere is byte for byte the one signed at build', 
         assert.deepEqual(result.uki, online);
       }
     }
+  });
+});
+
+describe('an image that a former policy key approves, too', () => {
+  it('waits for that key under its name, and is byte for byte the one signed at build', async () => {
+    const rotated = join(directory, 'rotated');
+    const { former } = await rotatePolicyKey(privateKeys, rotated);
+    const keys = await loadKeys(rotated);
+    const uki = layOutUki({ ...parts, policyKeys: keys });
+    const atBuild = await signUki(uki, keys, keySigners(keys));
+    const outDir = await mkdtemp(join(directory, 'out-'));
+    const { directory: keysDirectory, ...publicParts } = await loadPublicKeys(rotated);
+    await writeUnsignedImage({ ...prepared, uki, keys: { directory: keysDirectory, ...publicParts } }, outDir);
+    const own = bothFrom((name) => join(rotated, `${name}.key`));
+    const first = await signUnsignedUki({ outDir, signers: own, given: none });
+    const wanted = ['ashlar-epoch-1', 'ashlar-epoch-2'].map((ref) => `former-policy/${former}/${ref}`);
+    assert.deepEqual('waitsFor' in first && first.waitsFor, wanted);
+    const signer = parseSigner(join(rotated, 'former-policy', `${former}.key`));
+    const request = await readFile(join(outDir, 'unsigned', 'signing-request.json'), 'utf8');
+    assert.equal(encodeSigningRequest(decodeSigningRequest(request)), request);
+    const answer = await answerRequest(request, { former: new Map([[former, signer]]) });
+    assert.deepEqual([...answer.keys()], wanted);
+    const given = new Map([...answer].map(([name, signature]) => [name, { signature, from: 'a file' }]));
+    const second = await signUnsignedUki({ outDir, signers: own, given });
+    assert.ok('uki' in second);
+    assert.deepEqual(second.uki, atBuild);
+    const swapped = new Map([[former, parseSigner(join(rotated, 'policy.key'))]]);
+    await assert.rejects(answerRequest(request, { former: swapped }), new RegExp(`former-policy/${former}\\.pub`));
+  });
+
+  it('says which option names who signs, when nobody does', async () => {
+    const rotated = join(directory, 'rotated');
+    const keys = await loadPublicKeys(rotated);
+    const withoutFormer = keySigners({ ...(await loadKeys(rotated)), formerPolicyPrivateKeys: new Map() });
+    const uki = layOutUki({ ...parts, policyKeys: keys });
+    await assert.rejects(signUki(uki, keys, withoutFormer), /--former-policy-key [0-9a-f]{16}=SIGNER/);
   });
 });
 

@@ -10,7 +10,7 @@ import { command, UsageError } from '../host/command-line.ts';
 import type { Progress } from '../host/progress.ts';
 import { type BuiltImagePaths, finishImage, imageName, type PreparedImage } from './finish-image.ts';
 import { fetchPackages, readPackageLock } from './packages.ts';
-import { parseSigner, pinFromStdin, type Signer, type SignerOptions, signatureFrom } from './signer.ts';
+import { parseSigner, pinFromStdin, policySignerOf, type Signer, type SignerOptions, signatureFrom } from './signer.ts';
 import {
   checkSignature,
   decodeSignatures,
@@ -23,8 +23,14 @@ import { openToolRoot } from './tool-root.ts';
 import { approveUki, policyRequestsOf, secureBootRequestOf } from './uki.ts';
 import { firstRequest, keepSignatures, readUnsignedImage, replaceFile } from './unsigned-image.ts';
 
-/** Where signatures come from, by purpose; a purpose without signer waits. */
-export type SignersAtHand = Readonly<Partial<Record<SignatureRequest['purpose'], Signer>>>;
+/** Where signatures come from, by purpose and former policy key; what has no signer waits. */
+export type SignersAtHand = Readonly<Partial<Record<SignatureRequest['purpose'], Signer>>> & {
+  readonly former?: ReadonlyMap<string, Signer>;
+};
+
+function signerOf(signers: SignersAtHand, request: SignatureRequest): Signer | undefined {
+  return request.purpose === 'policy' ? policySignerOf(signers, request) : signers[request.purpose];
+}
 
 export interface GivenSignature {
   readonly signature: Uint8Array;
@@ -86,7 +92,7 @@ export async function signUnsignedUki(
   const collect = async (requests: readonly SignatureRequest[]): Promise<string[]> => {
     const missing: string[] = [];
     for (const request of requests) {
-      const signature = await signatureFor(request, { given, kept, signer: signers[request.purpose] });
+      const signature = await signatureFor(request, { given, kept, signer: signerOf(signers, request) });
       unused.delete(request.name);
       if (signature === undefined) missing.push(request.name);
       else signatures.set(request.name, signature);
@@ -99,9 +105,9 @@ export async function signUnsignedUki(
     return { waitsFor, request: `${directory}/signing-request.json` };
   };
 
-  const missingPolicies = await collect(policyRequestsOf(uki, keys.policyPublicKeyPem));
+  const missingPolicies = await collect(policyRequestsOf(uki, keys));
   if (missingPolicies.length > 0) return await wait(missingPolicies, firstRequest(prepared));
-  const approved = approveUki(uki, keys.policyPublicKeyPem, signatures);
+  const approved = approveUki(uki, keys, signatures);
   const request = secureBootRequestOf(approved, keys.dbCertificatePem);
   const missing = await collect([request]);
   if (missing.length > 0)
@@ -142,7 +148,7 @@ function refuseUnused(unused: ReadonlySet<string>, waitsFor: readonly string[]):
 export async function answerRequest(requestJson: string, signers: SignersAtHand): Promise<Signatures> {
   const signatures = new Map<string, Uint8Array>();
   for (const request of decodeSigningRequest(requestJson).signatures) {
-    const signer = signers[request.purpose];
+    const signer = signerOf(signers, request);
     if (signer !== undefined) signatures.set(request.name, await signatureFrom(signer, request));
   }
   return signatures;
@@ -154,19 +160,38 @@ const keySyntax = 'a key file, pkcs11:… or command:["PROGRAM",…]';
 export const signerOptions = {
   'policy-key': { type: 'string', value: 'SIGNER', summary: `signs PCR 11 policies: ${keySyntax}` },
   'secure-boot-key': { type: 'string', value: 'SIGNER', summary: `signs the UKI, as db: ${keySyntax}` },
+  'former-policy-key': {
+    type: 'string',
+    value: 'NAME=SIGNER',
+    multiple: true,
+    summary: 'signs as the former policy key NAME of KEYS/former-policy; otherwise its private key there',
+  },
   'pin-stdin': { type: 'boolean', summary: "read a token's PIN from a pipe, when its URI names no pin-source" },
 } as const;
 
 /** @throws Error when a signer is written wrongly, or the PIN cannot be read */
 export async function signersFrom(
-  values: { 'policy-key': string | undefined; 'secure-boot-key': string | undefined; 'pin-stdin': boolean },
+  values: {
+    'policy-key': string | undefined;
+    'secure-boot-key': string | undefined;
+    'former-policy-key': readonly string[];
+    'pin-stdin': boolean;
+  },
   signal: AbortSignal,
 ): Promise<SignersAtHand> {
   const options: SignerOptions = { pin: values['pin-stdin'] ? await pinFromStdin() : undefined, signal };
   const [policy, secureBoot] = [values['policy-key'], values['secure-boot-key']];
+  const former = new Map<string, Signer>();
+  for (const written of values['former-policy-key']) {
+    const [, name, signer] = /^([a-z0-9-]{1,32})=(.+)$/.exec(written) ?? [];
+    if (name === undefined || signer === undefined)
+      throw new UsageError(`--former-policy-key must be NAME=SIGNER, got ${JSON.stringify(written)}`);
+    former.set(name, parseSigner(signer, options));
+  }
   return {
     ...(policy === undefined ? {} : { policy: parseSigner(policy, options) }),
     ...(secureBoot === undefined ? {} : { 'secure-boot': parseSigner(secureBoot, options) }),
+    ...(former.size === 0 ? {} : { former }),
   };
 }
 

@@ -14,7 +14,7 @@ import { spkiFingerprint } from '../../src/formats/x509.ts';
 import type { Keys } from './keys.ts';
 import { signWithToken } from './pkcs11.ts';
 import { parsePkcs11Uri } from './pkcs11-uri.ts';
-import { checkSignature, requestedKey, type Signable } from './signing-request.ts';
+import { checkSignature, type PolicyRequest, requestedKey, type Signable } from './signing-request.ts';
 
 export interface Signer {
   /** For messages: `file KEYS/db.key`, `token "ops"`. Holds no secret. */
@@ -27,6 +27,16 @@ export interface Signer {
 export interface Signers {
   readonly policy: Signer;
   readonly secureBoot: Signer;
+  /** Former policy keys', by name. */
+  readonly former: ReadonlyMap<string, Signer>;
+}
+
+/** Who signs what a policy key is to sign. */
+export function policySignerOf(
+  { policy, former }: { readonly policy?: Signer | undefined; readonly former?: Signers['former'] | undefined },
+  request: PolicyRequest,
+): Signer | undefined {
+  return request.former === undefined ? policy : former?.get(request.former);
 }
 
 export interface SignerOptions {
@@ -83,10 +93,14 @@ function keySigner(description: string, key: KeyObject): Signer {
 }
 
 /** Signers for keys that have been loaded. */
-export function keySigners(keys: Pick<Keys, 'directory' | 'policyKey' | 'dbKey'>): Signers {
+export function keySigners(keys: Pick<Keys, 'directory' | 'policyKey' | 'dbKey' | 'formerPolicyPrivateKeys'>): Signers {
+  const former = [...keys.formerPolicyPrivateKeys].map(
+    ([name, key]) => [name, keySigner(`file ${keys.directory}/former-policy/${name}.key`, key)] as const,
+  );
   return {
     policy: keySigner(`file ${keys.directory}/policy.key`, keys.policyKey),
     secureBoot: keySigner(`file ${keys.directory}/db.key`, keys.dbKey),
+    former: new Map(former),
   };
 }
 

@@ -11,16 +11,18 @@ import { authenticodeDigestSignatureInput } from '../../src/formats/authenticode
 import { type Check, type Checked, list, object, oneOf, ShapeError, text } from '../../src/formats/json-shape.ts';
 import { spkiFingerprint } from '../../src/formats/x509.ts';
 import { pcrSignatureInput } from '../../src/measure/pcr-signature.ts';
-import { signedPcr11Policy } from '../../src/measure/policy.ts';
+import { maxEpoch, maxFormerPolicyKeys, signedPcr11Policy } from '../../src/measure/policy.ts';
 
 export const signatureAlgorithm = 'RSASSA-PKCS1-v1_5-SHA256';
 /** What signs UKIs: the `db` key. */
 export const secureBootSignature = 'secure-boot';
-export const policySignature = (policyRef: string): string => `policy/${policyRef}`;
+/** @param former the name of a former policy key, when that one is to sign */
+export const policySignature = (policyRef: string, former?: string): string =>
+  former === undefined ? `policy/${policyRef}` : `former-policy/${former}/${policyRef}`;
 
 const requestFormat = 'ashlar-signing-request/1';
 const signaturesFormat = 'ashlar-signatures/1';
-const maxSignatures = 65;
+const maxSignatures = maxEpoch * (1 + maxFormerPolicyKeys) + 1;
 
 /** What an image needs. */
 export type SignatureRequest = PolicyRequest | SecureBootRequest;
@@ -32,6 +34,8 @@ export interface PolicyRequest {
   readonly purpose: 'policy';
   readonly name: string;
   readonly policyRef: string;
+  /** Which former policy key is to sign; without it the policy key itself. */
+  readonly former?: string;
   /** PCR 11 in phase enter-initrd, which the signature approves. */
   readonly pcr11: Uint8Array;
   /** Of the key that must sign. */
@@ -58,11 +62,16 @@ export interface EnrolmentRequest {
   readonly toBeSigned: Uint8Array;
 }
 
-export function policyRequest(pcr11: Uint8Array, policyRef: string, publicKeyPem: string): PolicyRequest {
+export function policyRequest(
+  pcr11: Uint8Array,
+  policyRef: string,
+  { publicKeyPem, former }: { readonly publicKeyPem: string; readonly former?: string | undefined },
+): PolicyRequest {
   return {
     purpose: 'policy',
-    name: policySignature(policyRef),
+    name: policySignature(policyRef, former),
     policyRef,
+    ...(former === undefined ? {} : { former }),
     pcr11,
     publicKeyPem,
     toBeSigned: pcrSignatureInput(signedPcr11Policy(pcr11), policyRef),
@@ -102,7 +111,8 @@ export function checkSignature(request: Signable, signature: Uint8Array, from: s
 }
 
 function nameOfKey(request: Signable): string {
-  if (request.purpose === 'policy') return 'the key of policy.pub';
+  if (request.purpose === 'policy')
+    return `the key of ${request.former === undefined ? 'policy.pub' : `former-policy/${request.former}.pub`}`;
   const { subject } = new X509Certificate(request.certificatePem);
   return `the key of ${request.purpose === 'secure-boot' ? 'db.crt' : 'certificate'} "${subject.replaceAll('\n', ', ')}"`;
 }
@@ -126,7 +136,12 @@ export function encodeSigningRequest({ image, signatures, later }: SigningReques
     name: request.name,
     purpose: request.purpose,
     ...(request.purpose === 'policy'
-      ? { policyRef: request.policyRef, pcr11: hex(request.pcr11), publicKeyPem: request.publicKeyPem }
+      ? {
+          policyRef: request.policyRef,
+          ...(request.former === undefined ? {} : { former: request.former }),
+          pcr11: hex(request.pcr11),
+          publicKeyPem: request.publicKeyPem,
+        }
       : { authenticodeDigest: hex(request.authenticodeDigest), certificatePem: request.certificatePem }),
     keyFingerprint: spkiFingerprint(requestedKey(request)),
     algorithm: signatureAlgorithm,
@@ -136,7 +151,7 @@ export function encodeSigningRequest({ image, signatures, later }: SigningReques
   return `${JSON.stringify({ format: requestFormat, image, signatures: entries, later }, undefined, 2)}\n`;
 }
 
-const name = text({ min: 1, max: 80, pattern: /^[a-z0-9/._-]+$/ });
+const name = text({ min: 1, max: 120, pattern: /^[a-z0-9/._-]+$/ });
 const digest: Check<Uint8Array> = (value, path) =>
   Buffer.from(text({ max: 64, pattern: /^[0-9a-f]{64}$/ })(value, path), 'hex');
 const base64: Check<Uint8Array> = (value, path) =>
@@ -149,13 +164,16 @@ const ofEveryRequest = {
   toBeSigned: base64,
   sha256: digest,
 };
-const policyEntry = object({
-  ...ofEveryRequest,
-  purpose: oneOf('policy'),
-  policyRef: text({ max: 64, pattern: /^[\x21-\x7e]+$/ }),
-  pcr11: digest,
-  publicKeyPem: pem,
-});
+const policyEntry = object(
+  {
+    ...ofEveryRequest,
+    purpose: oneOf('policy'),
+    policyRef: text({ max: 64, pattern: /^[\x21-\x7e]+$/ }),
+    pcr11: digest,
+    publicKeyPem: pem,
+  },
+  { former: text({ max: 32, pattern: /^[a-z0-9-]+$/ }) },
+);
 const secureBootEntry = object({
   ...ofEveryRequest,
   purpose: oneOf('secure-boot'),
@@ -176,7 +194,7 @@ const requestEntry: Check<SignatureRequest> = (value, path) => {
 
 function fromPolicyEntry(value: unknown, path: string) {
   const said = policyEntry(value, path);
-  return { said, request: policyRequest(said.pcr11, said.policyRef, said.publicKeyPem) };
+  return { said, request: policyRequest(said.pcr11, said.policyRef, said) };
 }
 
 function fromSecureBootEntry(value: unknown, path: string) {

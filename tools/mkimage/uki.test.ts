@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
+import { createHash, generateKeyPairSync } from 'node:crypto';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -92,6 +92,39 @@ describe('assembleUki', () => {
     );
     assert.ok(signatures.every((signature) => verifyPcrSignature(signature, keys.policyKey)));
     assert.throws(() => assembleUki({ ...options, epoch: 65 }), /cannot name epoch 65/);
+  });
+
+  it('is approved by former policy keys for the same epochs, after its own', () => {
+    const former = generateKeyPairSync('rsa', { modulusLength: 2048 });
+    const publicKeyPem = former.publicKey.export({ type: 'spki', format: 'pem' }).toString();
+    const both = {
+      ...keys,
+      formerPolicyKeys: [{ name: 'one-before', publicKeyPem }],
+      formerPolicyPrivateKeys: new Map([['one-before', former.privateKey]]),
+    };
+    const { uki, measurements } = assembleUki({ ...options, epoch: 2, keys: both });
+    const section = findPeSection(decodePe(uki), '.pcrsig');
+    assert.ok(section);
+    const signatures = decodePcrSignatures(peSectionContent(uki, section));
+    assert.deepEqual(
+      signatures.map((signature) => [
+        signature.policyRef,
+        verifyPcrSignature(signature, keys.policyKey),
+        verifyPcrSignature(signature, former.publicKey),
+      ]),
+      [
+        ['ashlar-epoch-1', true, false],
+        ['ashlar-epoch-2', true, false],
+        ['ashlar-epoch-1', false, true],
+        ['ashlar-epoch-2', false, true],
+      ],
+    );
+    assert.equal(measurements.policy.formerKeyFingerprints?.length, 1);
+    const unsigned = { ...both, formerPolicyPrivateKeys: new Map() };
+    assert.throws(
+      () => assembleUki({ ...options, keys: unsigned }),
+      /former-policy\/one-before\/ashlar-epoch-1 is missing/,
+    );
   });
 
   it('refuses a command line that would let the boot entry speak', () => {

@@ -20,12 +20,17 @@ import {
   peSectionContent,
   replacePeSection,
 } from '../../src/formats/pe.ts';
-import { decodePcrSignatures, encodePcrSignatures, unsignedPcr11 } from '../../src/measure/pcr-signature.ts';
+import {
+  decodePcrSignatures,
+  encodePcrSignatures,
+  policyKeyFingerprint,
+  unsignedPcr11,
+} from '../../src/measure/pcr-signature.ts';
 import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
 import { policyRefOfEpoch } from '../../src/measure/policy.ts';
-import type { Keys, PublicKeys } from './keys.ts';
+import type { Keys, PolicyKeys, PublicKeys } from './keys.ts';
 import { type Measurements, predictMeasurements } from './measurements.ts';
-import { type Signers, signatureFrom, signWithKey } from './signer.ts';
+import { policySignerOf, type Signers, signatureFrom, signWithKey } from './signer.ts';
 import {
   checkSignature,
   type PolicyRequest,
@@ -50,11 +55,11 @@ export interface UkiParts {
   readonly uname: string;
   /** Of the image: it opens nodes that are sealed to this epoch or an earlier one. */
   readonly epoch: number;
-  readonly policyPublicKeyPem: string;
+  readonly policyKeys: PolicyKeys;
 }
 
 /** The same, with both keys in memory. */
-export interface UkiOptions extends Omit<UkiParts, 'policyPublicKeyPem'> {
+export interface UkiOptions extends Omit<UkiParts, 'policyKeys'> {
   readonly keys: Keys;
 }
 
@@ -64,13 +69,13 @@ export interface UkiOptions extends Omit<UkiParts, 'policyPublicKeyPem'> {
  * `.pcrsig` approves PCR 11 as it is in phase enter-initrd: before that and after leave-initrd nothing unseals. It is not
  * measured itself, so it can be computed from the image without it. It does so for each epoch from 1 to the image's, so
  * that a node that is sealed to an earlier one opens and can be resealed; an older image has no signature for a later
- * epoch.
+ * epoch. Former policy keys approve the same after it, so that a node that is sealed to one of them opens, too.
  *
  * @throws RangeError when the command line is empty or not printable ASCII: with an empty one the stub would take its
  *   command line from the boot entry, even under Secure Boot.
  */
 export function layOutUki(options: UkiParts): Uint8Array {
-  const { stub, cmdline, policyPublicKeyPem } = options;
+  const { stub, cmdline, policyKeys } = options;
   if (!/^[\x20-\x7e]+$/.test(cmdline) || cmdline.trim() === '' || cmdline.length > maxCommandLine) {
     throw new RangeError(
       `cannot assemble UKI: the command line must be 1 to ${maxCommandLine} printable ASCII characters`,
@@ -80,22 +85,41 @@ export function layOutUki(options: UkiParts): Uint8Array {
     { name: '.osrel', data: Buffer.from(options.osRelease, 'utf8') },
     { name: '.cmdline', data: Buffer.from(cmdline, 'ascii') },
     { name: '.uname', data: Buffer.from(options.uname, 'ascii') },
-    { name: '.pcrpkey', data: Buffer.from(policyPublicKeyPem, 'ascii') },
+    { name: '.pcrpkey', data: Buffer.from(policyKeys.policyPublicKeyPem, 'ascii') },
     { name: '.initrd', data: options.initrd },
   ];
   const kernel = { name: '.linux', data: options.kernel };
   const pcr11 = predictPcr11OfUki(buildUki({ stub, sections: [...measured, kernel] }))['enter-initrd'].value;
-  const key = createPublicKey(policyPublicKeyPem);
   const epochs = Array.from({ length: options.epoch }, (_, index) => index + 1);
-  const unsigned = epochs.map((epoch) => unsignedPcr11({ pcr11, policyRef: policyRefOfEpoch(epoch), key }));
+  const unsigned = approversOf(policyKeys).flatMap(({ publicKeyPem }) => {
+    const key = createPublicKey(publicKeyPem);
+    return epochs.map((epoch) => unsignedPcr11({ pcr11, policyRef: policyRefOfEpoch(epoch), key }));
+  });
   const pcrsig = { name: '.pcrsig', data: Buffer.from(encodePcrSignatures(unsigned), 'utf8') };
   return buildUki({ stub, sections: [...measured, pcrsig, kernel] });
 }
 
-/** What the policy key must sign, in the order of `.pcrsig`. */
-export function policyRequestsOf(uki: Uint8Array, policyPublicKeyPem: string): PolicyRequest[] {
+/** The policy key first, as it is in `.pcrsig`. */
+function approversOf({ policyPublicKeyPem, formerPolicyKeys }: PolicyKeys) {
+  return [
+    { publicKeyPem: policyPublicKeyPem },
+    ...formerPolicyKeys.map(({ name, publicKeyPem }) => ({ publicKeyPem, former: name })),
+  ];
+}
+
+/** What the policy keys must sign, in the order of `.pcrsig`. @throws RangeError for an approval by a key not among them */
+export function policyRequestsOf(uki: Uint8Array, keys: PolicyKeys): PolicyRequest[] {
   const pcr11 = predictPcr11OfUki(uki)['enter-initrd'].value;
-  return decodePcrSignatures(pcrsigOf(uki)).map(({ policyRef }) => policyRequest(pcr11, policyRef, policyPublicKeyPem));
+  const approvers = approversOf(keys).map((approver) => ({
+    ...approver,
+    fingerprint: policyKeyFingerprint(createPublicKey(approver.publicKeyPem)),
+  }));
+  return decodePcrSignatures(pcrsigOf(uki)).map(({ policyRef, keyFingerprint }) => {
+    const approver = approvers.find(({ fingerprint }) => Buffer.compare(fingerprint, keyFingerprint) === 0);
+    if (approver === undefined)
+      throw new RangeError('cannot sign UKI: its .pcrsig has a place for a policy key that was not given');
+    return policyRequest(pcr11, policyRef, approver);
+  });
 }
 
 /**
@@ -103,9 +127,9 @@ export function policyRequestsOf(uki: Uint8Array, policyPublicKeyPem: string): P
  *
  * @throws Error naming the signature that is missing or wrong.
  */
-export function approveUki(uki: Uint8Array, policyPublicKeyPem: string, signatures: Signatures): Uint8Array {
+export function approveUki(uki: Uint8Array, keys: PolicyKeys, signatures: Signatures): Uint8Array {
   const entries = decodePcrSignatures(pcrsigOf(uki));
-  const signed = policyRequestsOf(uki, policyPublicKeyPem).map((request, index) => {
+  const signed = policyRequestsOf(uki, keys).map((request, index) => {
     const [entry, signature] = [entries[index], signatures.get(request.name)];
     if (entry === undefined || signature === undefined) throw new Error(`signature ${request.name} is missing`);
     checkSignature(request, signature, 'the build');
@@ -125,12 +149,13 @@ export function assembleUki(options: UkiOptions): {
   measurements: Measurements;
 } {
   const { keys, epoch } = options;
-  const { policyPublicKeyPem, dbCertificatePem: certificatePem } = keys;
-  const laidOut = layOutUki({ ...options, policyPublicKeyPem });
-  const signatures = policyRequestsOf(laidOut, policyPublicKeyPem).map(
-    (request) => [request.name, signWithKey(request, keys.policyKey)] as const,
-  );
-  const approved = approveUki(laidOut, policyPublicKeyPem, new Map(signatures));
+  const { dbCertificatePem: certificatePem } = keys;
+  const laidOut = layOutUki({ ...options, policyKeys: keys });
+  const signatures = policyRequestsOf(laidOut, keys).flatMap((request) => {
+    const key = request.former === undefined ? keys.policyKey : keys.formerPolicyPrivateKeys.get(request.former);
+    return key === undefined ? [] : [[request.name, signWithKey(request, key)] as const];
+  });
+  const approved = approveUki(laidOut, keys, new Map(signatures));
   const signature = signWithKey(secureBootRequestOf(approved, certificatePem), keys.dbKey);
   const uki = attachSignature(approved, { certificatePem, signature });
   return { uki, measurements: predictMeasurements(uki, keys, epoch) };
@@ -139,14 +164,21 @@ export function assembleUki(options: UkiOptions): {
 /** Both rounds, with signers at hand. The same image gives the same bytes, whoever the signers are. */
 export async function signUki(
   uki: Uint8Array,
-  keys: Pick<PublicKeys, 'policyPublicKeyPem' | 'dbCertificatePem'>,
+  keys: PolicyKeys & Pick<PublicKeys, 'dbCertificatePem'>,
   signers: Signers,
 ): Promise<Uint8Array> {
   const signatures = new Map<string, Uint8Array>();
-  for (const request of policyRequestsOf(uki, keys.policyPublicKeyPem)) {
-    signatures.set(request.name, await signatureFrom(signers.policy, request));
+  for (const request of policyRequestsOf(uki, keys)) {
+    const signer = policySignerOf(signers, request);
+    if (signer === undefined) {
+      throw new Error(
+        `cannot sign ${request.name}: the private half of former-policy/${request.former}.pub is not beside it; say who signs ` +
+          `with --former-policy-key ${request.former}=SIGNER, or take the .pub away when no node is sealed to it any more`,
+      );
+    }
+    signatures.set(request.name, await signatureFrom(signer, request));
   }
-  const approved = approveUki(uki, keys.policyPublicKeyPem, signatures);
+  const approved = approveUki(uki, keys, signatures);
   const signature = await signatureFrom(signers.secureBoot, secureBootRequestOf(approved, keys.dbCertificatePem));
   return attachSignature(approved, { certificatePem: keys.dbCertificatePem, signature });
 }

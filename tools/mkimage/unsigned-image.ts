@@ -12,9 +12,9 @@
 import { randomBytes } from 'node:crypto';
 import { copyFile, mkdir, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { type Check, exactly, flag, integer, object, ShapeError, text } from '../../src/formats/json-shape.ts';
+import { type Check, exactly, flag, integer, list, object, ShapeError, text } from '../../src/formats/json-shape.ts';
 import type { EnrolmentFiles } from '../../src/formats/secure-boot-enrolment.ts';
-import { maxEpoch } from '../../src/measure/policy.ts';
+import { maxEpoch, maxFormerPolicyKeys } from '../../src/measure/policy.ts';
 import { fileSha256 } from '../host/cache.ts';
 import { imageName, type PreparedImage } from './finish-image.ts';
 import {
@@ -62,6 +62,9 @@ const imageDocument = object(
       kekCertificatePem: pem,
       dbCertificatePem: pem,
       policyPublicKeyPem: pem,
+      formerPolicyKeys: list(object({ name: text({ max: 32, pattern: /^[a-z0-9-]+$/ }), publicKeyPem: pem }), {
+        max: maxFormerPolicyKeys,
+      }),
       updatePublicKeyPem: pem,
     }),
     manifest: anyObject,
@@ -108,7 +111,7 @@ export async function writeUnsignedImage(
 
 /** Round one: the policy key. */
 export function firstRequest({ version, uki, keys }: PreparedImage): SigningRequest {
-  const signatures = policyRequestsOf(uki, keys.policyPublicKeyPem);
+  const signatures = policyRequestsOf(uki, keys);
   return {
     image: imageName(version),
     signatures,

@@ -21,7 +21,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file ashlar/node/v1/node.proto.
  */
 export const file_ashlar_node_v1_node: GenFile = /*@__PURE__*/
-  fileDesc("Chlhc2hsYXIvbm9kZS92MS9ub2RlLnByb3RvEg5hc2hsYXIubm9kZS52MSISChBHZXRTdGF0dXNSZXF1ZXN0Ij8KEUdldFN0YXR1c1Jlc3BvbnNlEioKBnN0YXR1cxgBIAEoCzIaLmFzaGxhci5ub2RlLnYxLk5vZGVTdGF0dXMiFQoTTGlzdFNlcnZpY2VzUmVxdWVzdCJHChRMaXN0U2VydmljZXNSZXNwb25zZRIvCghzZXJ2aWNlcxgBIAMoCzIdLmFzaGxhci5ub2RlLnYxLlNlcnZpY2VTdGF0dXMiTQoRU3RyZWFtTG9nc1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIRCgR0YWlsGAIgASgNSACIAQESDgoGZm9sbG93GAMgASgIQgcKBV90YWlsIjwKElN0cmVhbUxvZ3NSZXNwb25zZRImCgVsaW5lcxgBIAMoCzIXLmFzaGxhci5ub2RlLnYxLkxvZ0xpbmUicAoHTG9nTGluZRIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg0KBWF0X21zGAMgASgBEigKBHRpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHRleHQYBSABKAkiFAoSR2V0RXZlbnRMb2dSZXF1ZXN0IigKE0dldEV2ZW50TG9nUmVzcG9uc2USEQoJZXZlbnRfbG9nGAEgASgMIh8KHUdldEF0dGVzdGF0aW9uSWRlbnRpdHlSZXF1ZXN0Il8KHkdldEF0dGVzdGF0aW9uSWRlbnRpdHlSZXNwb25zZRIRCglla19wdWJsaWMYASABKAwSFwoPZWtfY2VydGlmaWNhdGVzGAIgAygMEhEKCWFrX3B1YmxpYxgDIAEoDCJRCg1BdHRlc3RSZXF1ZXN0Eg0KBW5vbmNlGAEgASgMEhcKD2NyZWRlbnRpYWxfYmxvYhgCIAEoDBIYChBlbmNyeXB0ZWRfc2VjcmV0GAMgASgMIt0BCg5BdHRlc3RSZXNwb25zZRINCgVxdW90ZRgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwSNgoEcGNycxgDIAMoCzIoLmFzaGxhci5ub2RlLnYxLkF0dGVzdFJlc3BvbnNlLlBjcnNFbnRyeRIRCglldmVudF9sb2cYBCABKAwSDwoHbm9kZV9pZBgFIAEoCRIPCgd2ZXJzaW9uGAYgASgJEg8KB2Jvb3RfaWQYByABKAkaKwoJUGNyc0VudHJ5EgsKA2tleRgBIAEoDRINCgV2YWx1ZRgCIAEoDDoCOAEiEwoRR2V0U2VhbGluZ1JlcXVlc3QiPgoSR2V0U2VhbGluZ1Jlc3BvbnNlEigKB3NlYWxpbmcYASABKAsyFy5hc2hsYXIubm9kZS52MS5TZWFsaW5nIpsBCgdTZWFsaW5nEhIKCnBvbGljeV9yZWYYASABKAkSHgoWcG9saWN5X2tleV9maW5nZXJwcmludBgCIAEoCRIMCgRwY3I3GAMgASgJEhIKCmdlbmVyYXRpb24YBCABKA0SDgoGYW5jaG9yGAUgASgJEhAKCHJlc2VhbGVkGAYgASgJEhgKEHJlc2VhbF9yZXF1ZXN0ZWQYByABKAgiNAoUUmVxdWVzdFJlc2VhbFJlcXVlc3QSDgoGcmVhc29uGAEgASgJEgwKBHBjcjcYAiABKAkiFwoVUmVxdWVzdFJlc2VhbFJlc3BvbnNlIh8KDVJlYm9vdFJlcXVlc3QSDgoGcmVhc29uGAEgASgJIhAKDlJlYm9vdFJlc3BvbnNlIiEKD1Bvd2VyT2ZmUmVxdWVzdBIOCgZyZWFzb24YASABKAkiEgoQUG93ZXJPZmZSZXNwb25zZSL7AwoKTm9kZVN0YXR1cxIPCgdub2RlX2lkGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSDwoHYm9vdF9pZBgDIAEoCRIMCgRzbG90GAQgASgJEg0KBXN0YWdlGAUgASgJEi0KCWJvb3RfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYWRkcmVzc2VzGAcgAygJEg0KBXJvbGVzGAggAygJEjIKBHBjcnMYCSADKAsyJC5hc2hsYXIubm9kZS52MS5Ob2RlU3RhdHVzLlBjcnNFbnRyeRITCgtzZWN1cmVfYm9vdBgKIAEoCRILCgN0cG0YCyABKAkSJgoGbWVtb3J5GAwgASgLMhYuYXNobGFyLm5vZGUudjEuTWVtb3J5EhYKDnBpZDFfcnNzX2J5dGVzGA0gASgEEisKCHRpbWVsaW5lGA4gAygLMhkuYXNobGFyLm5vZGUudjEuQm9vdFN0YWdlEisKBGRhdGEYDyABKAsyHS5hc2hsYXIubm9kZS52MS5EYXRhUGFydGl0aW9uEi8KCHNlcnZpY2VzGBAgAygLMh0uYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXR1cxorCglQY3JzRW50cnkSCwoDa2V5GAEgASgNEg0KBXZhbHVlGAIgASgJOgI4ASI2CgZNZW1vcnkSEwoLdG90YWxfYnl0ZXMYASABKAQSFwoPYXZhaWxhYmxlX2J5dGVzGAIgASgEIikKCUJvb3RTdGFnZRINCgVzdGFnZRgBIAEoCRINCgVhdF9tcxgCIAEoASJbCg1EYXRhUGFydGl0aW9uEg0KBXN0YXRlGAEgASgJEhkKEWNyZWF0ZWRfdGhpc19ib290GAIgASgIEiAKGHJlY292ZXJ5X2tleV9maW5nZXJwcmludBgDIAEoCSKVAQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEisKBXN0YXRlGAIgASgOMhwuYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXRlEhMKC2luX3N0YXRlX21zGAMgASgBEhAKCHJlc3RhcnRzGAQgASgNEhEKCWxhc3RfZXhpdBgFIAEoCRIPCgdoZWFsdGh5GAYgASgIKoQCCgxTZXJ2aWNlU3RhdGUSHQoZU0VSVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNFUlZJQ0VfU1RBVEVfV0FJVElORxABEhoKFlNFUlZJQ0VfU1RBVEVfU1RBUlRJTkcQAhIZChVTRVJWSUNFX1NUQVRFX1JVTk5JTkcQAxIZChVTRVJWSUNFX1NUQVRFX0hFQUxUSFkQBBIZChVTRVJWSUNFX1NUQVRFX0JBQ0tPRkYQBRIaChZTRVJWSUNFX1NUQVRFX1NUT1BQSU5HEAYSGQoVU0VSVklDRV9TVEFURV9TVE9QUEVEEAcSFgoSU0VSVklDRV9TVEFURV9ET05FEAgyyAcKC05vZGVTZXJ2aWNlElkKCUdldFN0YXR1cxIgLmFzaGxhci5ub2RlLnYxLkdldFN0YXR1c1JlcXVlc3QaIS5hc2hsYXIubm9kZS52MS5HZXRTdGF0dXNSZXNwb25zZSIHkAIBiM4YAxJiCgxMaXN0U2VydmljZXMSIy5hc2hsYXIubm9kZS52MS5MaXN0U2VydmljZXNSZXF1ZXN0GiQuYXNobGFyLm5vZGUudjEuTGlzdFNlcnZpY2VzUmVzcG9uc2UiB5ACAYjOGAMSXgoKU3RyZWFtTG9ncxIhLmFzaGxhci5ub2RlLnYxLlN0cmVhbUxvZ3NSZXF1ZXN0GiIuYXNobGFyLm5vZGUudjEuU3RyZWFtTG9nc1Jlc3BvbnNlIgeQAgGIzhgDMAESXwoLR2V0RXZlbnRMb2cSIi5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1JlcXVlc3QaIy5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1Jlc3BvbnNlIgeQAgGIzhgDEoABChZHZXRBdHRlc3RhdGlvbklkZW50aXR5Ei0uYXNobGFyLm5vZGUudjEuR2V0QXR0ZXN0YXRpb25JZGVudGl0eVJlcXVlc3QaLi5hc2hsYXIubm9kZS52MS5HZXRBdHRlc3RhdGlvbklkZW50aXR5UmVzcG9uc2UiB5ACAYjOGAMSUAoGQXR0ZXN0Eh0uYXNobGFyLm5vZGUudjEuQXR0ZXN0UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLkF0dGVzdFJlc3BvbnNlIgeQAgGIzhgDElwKCkdldFNlYWxpbmcSIS5hc2hsYXIubm9kZS52MS5HZXRTZWFsaW5nUmVxdWVzdBoiLmFzaGxhci5ub2RlLnYxLkdldFNlYWxpbmdSZXNwb25zZSIHkAIBiM4YAxJiCg1SZXF1ZXN0UmVzZWFsEiQuYXNobGFyLm5vZGUudjEuUmVxdWVzdFJlc2VhbFJlcXVlc3QaJS5hc2hsYXIubm9kZS52MS5SZXF1ZXN0UmVzZWFsUmVzcG9uc2UiBIjOGAcSTQoGUmVib290Eh0uYXNobGFyLm5vZGUudjEuUmVib290UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLlJlYm9vdFJlc3BvbnNlIgSIzhgEElMKCFBvd2VyT2ZmEh8uYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXF1ZXN0GiAuYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXNwb25zZSIEiM4YBGIGcHJvdG8z", [file_ashlar_auth_v1_permission, file_google_protobuf_timestamp]);
+  fileDesc("Chlhc2hsYXIvbm9kZS92MS9ub2RlLnByb3RvEg5hc2hsYXIubm9kZS52MSISChBHZXRTdGF0dXNSZXF1ZXN0Ij8KEUdldFN0YXR1c1Jlc3BvbnNlEioKBnN0YXR1cxgBIAEoCzIaLmFzaGxhci5ub2RlLnYxLk5vZGVTdGF0dXMiFQoTTGlzdFNlcnZpY2VzUmVxdWVzdCJHChRMaXN0U2VydmljZXNSZXNwb25zZRIvCghzZXJ2aWNlcxgBIAMoCzIdLmFzaGxhci5ub2RlLnYxLlNlcnZpY2VTdGF0dXMiTQoRU3RyZWFtTG9nc1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIRCgR0YWlsGAIgASgNSACIAQESDgoGZm9sbG93GAMgASgIQgcKBV90YWlsIjwKElN0cmVhbUxvZ3NSZXNwb25zZRImCgVsaW5lcxgBIAMoCzIXLmFzaGxhci5ub2RlLnYxLkxvZ0xpbmUicAoHTG9nTGluZRIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg0KBWF0X21zGAMgASgBEigKBHRpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHRleHQYBSABKAkiFAoSR2V0RXZlbnRMb2dSZXF1ZXN0IigKE0dldEV2ZW50TG9nUmVzcG9uc2USEQoJZXZlbnRfbG9nGAEgASgMIh8KHUdldEF0dGVzdGF0aW9uSWRlbnRpdHlSZXF1ZXN0Il8KHkdldEF0dGVzdGF0aW9uSWRlbnRpdHlSZXNwb25zZRIRCglla19wdWJsaWMYASABKAwSFwoPZWtfY2VydGlmaWNhdGVzGAIgAygMEhEKCWFrX3B1YmxpYxgDIAEoDCJRCg1BdHRlc3RSZXF1ZXN0Eg0KBW5vbmNlGAEgASgMEhcKD2NyZWRlbnRpYWxfYmxvYhgCIAEoDBIYChBlbmNyeXB0ZWRfc2VjcmV0GAMgASgMIt0BCg5BdHRlc3RSZXNwb25zZRINCgVxdW90ZRgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwSNgoEcGNycxgDIAMoCzIoLmFzaGxhci5ub2RlLnYxLkF0dGVzdFJlc3BvbnNlLlBjcnNFbnRyeRIRCglldmVudF9sb2cYBCABKAwSDwoHbm9kZV9pZBgFIAEoCRIPCgd2ZXJzaW9uGAYgASgJEg8KB2Jvb3RfaWQYByABKAkaKwoJUGNyc0VudHJ5EgsKA2tleRgBIAEoDRINCgV2YWx1ZRgCIAEoDDoCOAEiEwoRR2V0U2VhbGluZ1JlcXVlc3QiPgoSR2V0U2VhbGluZ1Jlc3BvbnNlEigKB3NlYWxpbmcYASABKAsyFy5hc2hsYXIubm9kZS52MS5TZWFsaW5nIuEBCgdTZWFsaW5nEhIKCnBvbGljeV9yZWYYASABKAkSHgoWcG9saWN5X2tleV9maW5nZXJwcmludBgCIAEoCRIMCgRwY3I3GAMgASgJEhIKCmdlbmVyYXRpb24YBCABKA0SDgoGYW5jaG9yGAUgASgJEhAKCHJlc2VhbGVkGAYgASgJEhgKEHJlc2VhbF9yZXF1ZXN0ZWQYByABKAgSFgoOcG9saWN5X2tleV9wZW0YCCABKAkSLAoHd2FpdGluZxgJIAEoCzIbLmFzaGxhci5ub2RlLnYxLlNlYWxlZFN0YXRlImMKC1NlYWxlZFN0YXRlEhIKCnBvbGljeV9yZWYYASABKAkSHgoWcG9saWN5X2tleV9maW5nZXJwcmludBgCIAEoCRIMCgRwY3I3GAMgASgJEhIKCmdlbmVyYXRpb24YBCABKA0iNAoUUmVxdWVzdFJlc2VhbFJlcXVlc3QSDgoGcmVhc29uGAEgASgJEgwKBHBjcjcYAiABKAkiFwoVUmVxdWVzdFJlc2VhbFJlc3BvbnNlIh8KDVJlYm9vdFJlcXVlc3QSDgoGcmVhc29uGAEgASgJIhAKDlJlYm9vdFJlc3BvbnNlIiEKD1Bvd2VyT2ZmUmVxdWVzdBIOCgZyZWFzb24YASABKAkiEgoQUG93ZXJPZmZSZXNwb25zZSL7AwoKTm9kZVN0YXR1cxIPCgdub2RlX2lkGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSDwoHYm9vdF9pZBgDIAEoCRIMCgRzbG90GAQgASgJEg0KBXN0YWdlGAUgASgJEi0KCWJvb3RfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYWRkcmVzc2VzGAcgAygJEg0KBXJvbGVzGAggAygJEjIKBHBjcnMYCSADKAsyJC5hc2hsYXIubm9kZS52MS5Ob2RlU3RhdHVzLlBjcnNFbnRyeRITCgtzZWN1cmVfYm9vdBgKIAEoCRILCgN0cG0YCyABKAkSJgoGbWVtb3J5GAwgASgLMhYuYXNobGFyLm5vZGUudjEuTWVtb3J5EhYKDnBpZDFfcnNzX2J5dGVzGA0gASgEEisKCHRpbWVsaW5lGA4gAygLMhkuYXNobGFyLm5vZGUudjEuQm9vdFN0YWdlEisKBGRhdGEYDyABKAsyHS5hc2hsYXIubm9kZS52MS5EYXRhUGFydGl0aW9uEi8KCHNlcnZpY2VzGBAgAygLMh0uYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXR1cxorCglQY3JzRW50cnkSCwoDa2V5GAEgASgNEg0KBXZhbHVlGAIgASgJOgI4ASI2CgZNZW1vcnkSEwoLdG90YWxfYnl0ZXMYASABKAQSFwoPYXZhaWxhYmxlX2J5dGVzGAIgASgEIikKCUJvb3RTdGFnZRINCgVzdGFnZRgBIAEoCRINCgVhdF9tcxgCIAEoASJbCg1EYXRhUGFydGl0aW9uEg0KBXN0YXRlGAEgASgJEhkKEWNyZWF0ZWRfdGhpc19ib290GAIgASgIEiAKGHJlY292ZXJ5X2tleV9maW5nZXJwcmludBgDIAEoCSKVAQoNU2VydmljZVN0YXR1cxIMCgRuYW1lGAEgASgJEisKBXN0YXRlGAIgASgOMhwuYXNobGFyLm5vZGUudjEuU2VydmljZVN0YXRlEhMKC2luX3N0YXRlX21zGAMgASgBEhAKCHJlc3RhcnRzGAQgASgNEhEKCWxhc3RfZXhpdBgFIAEoCRIPCgdoZWFsdGh5GAYgASgIKoQCCgxTZXJ2aWNlU3RhdGUSHQoZU0VSVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhkKFVNFUlZJQ0VfU1RBVEVfV0FJVElORxABEhoKFlNFUlZJQ0VfU1RBVEVfU1RBUlRJTkcQAhIZChVTRVJWSUNFX1NUQVRFX1JVTk5JTkcQAxIZChVTRVJWSUNFX1NUQVRFX0hFQUxUSFkQBBIZChVTRVJWSUNFX1NUQVRFX0JBQ0tPRkYQBRIaChZTRVJWSUNFX1NUQVRFX1NUT1BQSU5HEAYSGQoVU0VSVklDRV9TVEFURV9TVE9QUEVEEAcSFgoSU0VSVklDRV9TVEFURV9ET05FEAgyyAcKC05vZGVTZXJ2aWNlElkKCUdldFN0YXR1cxIgLmFzaGxhci5ub2RlLnYxLkdldFN0YXR1c1JlcXVlc3QaIS5hc2hsYXIubm9kZS52MS5HZXRTdGF0dXNSZXNwb25zZSIHkAIBiM4YAxJiCgxMaXN0U2VydmljZXMSIy5hc2hsYXIubm9kZS52MS5MaXN0U2VydmljZXNSZXF1ZXN0GiQuYXNobGFyLm5vZGUudjEuTGlzdFNlcnZpY2VzUmVzcG9uc2UiB5ACAYjOGAMSXgoKU3RyZWFtTG9ncxIhLmFzaGxhci5ub2RlLnYxLlN0cmVhbUxvZ3NSZXF1ZXN0GiIuYXNobGFyLm5vZGUudjEuU3RyZWFtTG9nc1Jlc3BvbnNlIgeQAgGIzhgDMAESXwoLR2V0RXZlbnRMb2cSIi5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1JlcXVlc3QaIy5hc2hsYXIubm9kZS52MS5HZXRFdmVudExvZ1Jlc3BvbnNlIgeQAgGIzhgDEoABChZHZXRBdHRlc3RhdGlvbklkZW50aXR5Ei0uYXNobGFyLm5vZGUudjEuR2V0QXR0ZXN0YXRpb25JZGVudGl0eVJlcXVlc3QaLi5hc2hsYXIubm9kZS52MS5HZXRBdHRlc3RhdGlvbklkZW50aXR5UmVzcG9uc2UiB5ACAYjOGAMSUAoGQXR0ZXN0Eh0uYXNobGFyLm5vZGUudjEuQXR0ZXN0UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLkF0dGVzdFJlc3BvbnNlIgeQAgGIzhgDElwKCkdldFNlYWxpbmcSIS5hc2hsYXIubm9kZS52MS5HZXRTZWFsaW5nUmVxdWVzdBoiLmFzaGxhci5ub2RlLnYxLkdldFNlYWxpbmdSZXNwb25zZSIHkAIBiM4YAxJiCg1SZXF1ZXN0UmVzZWFsEiQuYXNobGFyLm5vZGUudjEuUmVxdWVzdFJlc2VhbFJlcXVlc3QaJS5hc2hsYXIubm9kZS52MS5SZXF1ZXN0UmVzZWFsUmVzcG9uc2UiBIjOGAcSTQoGUmVib290Eh0uYXNobGFyLm5vZGUudjEuUmVib290UmVxdWVzdBoeLmFzaGxhci5ub2RlLnYxLlJlYm9vdFJlc3BvbnNlIgSIzhgEElMKCFBvd2VyT2ZmEh8uYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXF1ZXN0GiAuYXNobGFyLm5vZGUudjEuUG93ZXJPZmZSZXNwb25zZSIEiM4YBGIGcHJvdG8z", [file_ashlar_auth_v1_permission, file_google_protobuf_timestamp]);
 
 /**
  * @generated from message ashlar.node.v1.GetStatusRequest
@@ -429,6 +429,20 @@ export type Sealing = Message<"ashlar.node.v1.Sealing"> & {
    * @generated from field: bool reseal_requested = 7;
    */
   resealRequested: boolean;
+
+  /**
+   * The policy key, SubjectPublicKeyInfo as PEM.
+   *
+   * @generated from field: string policy_key_pem = 8;
+   */
+  policyKeyPem: string;
+
+  /**
+   * Sealed to a state that is yet to come: the data opens in that one too. Absent when there is none.
+   *
+   * @generated from field: ashlar.node.v1.SealedState waiting = 9;
+   */
+  waiting?: SealedState | undefined;
 };
 
 /**
@@ -437,6 +451,40 @@ export type Sealing = Message<"ashlar.node.v1.Sealing"> & {
  */
 export const SealingSchema: GenMessage<Sealing> = /*@__PURE__*/
   messageDesc(file_ashlar_node_v1_node, 15);
+
+/**
+ * What a generation of the data partition's key is sealed to; the fields as in Sealing.
+ *
+ * @generated from message ashlar.node.v1.SealedState
+ */
+export type SealedState = Message<"ashlar.node.v1.SealedState"> & {
+  /**
+   * @generated from field: string policy_ref = 1;
+   */
+  policyRef: string;
+
+  /**
+   * @generated from field: string policy_key_fingerprint = 2;
+   */
+  policyKeyFingerprint: string;
+
+  /**
+   * @generated from field: string pcr7 = 3;
+   */
+  pcr7: string;
+
+  /**
+   * @generated from field: uint32 generation = 4;
+   */
+  generation: number;
+};
+
+/**
+ * Describes the message ashlar.node.v1.SealedState.
+ * Use `create(SealedStateSchema)` to create a new message.
+ */
+export const SealedStateSchema: GenMessage<SealedState> = /*@__PURE__*/
+  messageDesc(file_ashlar_node_v1_node, 16);
 
 /**
  * @generated from message ashlar.node.v1.RequestResealRequest
@@ -463,7 +511,7 @@ export type RequestResealRequest = Message<"ashlar.node.v1.RequestResealRequest"
  * Use `create(RequestResealRequestSchema)` to create a new message.
  */
 export const RequestResealRequestSchema: GenMessage<RequestResealRequest> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 16);
+  messageDesc(file_ashlar_node_v1_node, 17);
 
 /**
  * @generated from message ashlar.node.v1.RequestResealResponse
@@ -476,7 +524,7 @@ export type RequestResealResponse = Message<"ashlar.node.v1.RequestResealRespons
  * Use `create(RequestResealResponseSchema)` to create a new message.
  */
 export const RequestResealResponseSchema: GenMessage<RequestResealResponse> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 17);
+  messageDesc(file_ashlar_node_v1_node, 18);
 
 /**
  * @generated from message ashlar.node.v1.RebootRequest
@@ -495,7 +543,7 @@ export type RebootRequest = Message<"ashlar.node.v1.RebootRequest"> & {
  * Use `create(RebootRequestSchema)` to create a new message.
  */
 export const RebootRequestSchema: GenMessage<RebootRequest> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 18);
+  messageDesc(file_ashlar_node_v1_node, 19);
 
 /**
  * @generated from message ashlar.node.v1.RebootResponse
@@ -508,7 +556,7 @@ export type RebootResponse = Message<"ashlar.node.v1.RebootResponse"> & {
  * Use `create(RebootResponseSchema)` to create a new message.
  */
 export const RebootResponseSchema: GenMessage<RebootResponse> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 19);
+  messageDesc(file_ashlar_node_v1_node, 20);
 
 /**
  * @generated from message ashlar.node.v1.PowerOffRequest
@@ -527,7 +575,7 @@ export type PowerOffRequest = Message<"ashlar.node.v1.PowerOffRequest"> & {
  * Use `create(PowerOffRequestSchema)` to create a new message.
  */
 export const PowerOffRequestSchema: GenMessage<PowerOffRequest> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 20);
+  messageDesc(file_ashlar_node_v1_node, 21);
 
 /**
  * @generated from message ashlar.node.v1.PowerOffResponse
@@ -540,7 +588,7 @@ export type PowerOffResponse = Message<"ashlar.node.v1.PowerOffResponse"> & {
  * Use `create(PowerOffResponseSchema)` to create a new message.
  */
 export const PowerOffResponseSchema: GenMessage<PowerOffResponse> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 21);
+  messageDesc(file_ashlar_node_v1_node, 22);
 
 /**
  * What a node says of itself; also the body of its heartbeat.
@@ -658,7 +706,7 @@ export type NodeStatus = Message<"ashlar.node.v1.NodeStatus"> & {
  * Use `create(NodeStatusSchema)` to create a new message.
  */
 export const NodeStatusSchema: GenMessage<NodeStatus> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 22);
+  messageDesc(file_ashlar_node_v1_node, 23);
 
 /**
  * The machine's memory.
@@ -682,7 +730,7 @@ export type Memory = Message<"ashlar.node.v1.Memory"> & {
  * Use `create(MemorySchema)` to create a new message.
  */
 export const MemorySchema: GenMessage<Memory> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 23);
+  messageDesc(file_ashlar_node_v1_node, 24);
 
 /**
  * One mark in the boot's timeline.
@@ -708,7 +756,7 @@ export type BootStage = Message<"ashlar.node.v1.BootStage"> & {
  * Use `create(BootStageSchema)` to create a new message.
  */
 export const BootStageSchema: GenMessage<BootStage> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 24);
+  messageDesc(file_ashlar_node_v1_node, 25);
 
 /**
  * The encrypted data partition.
@@ -744,7 +792,7 @@ export type DataPartition = Message<"ashlar.node.v1.DataPartition"> & {
  * Use `create(DataPartitionSchema)` to create a new message.
  */
 export const DataPartitionSchema: GenMessage<DataPartition> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 25);
+  messageDesc(file_ashlar_node_v1_node, 26);
 
 /**
  * One supervised service.
@@ -794,7 +842,7 @@ export type ServiceStatus = Message<"ashlar.node.v1.ServiceStatus"> & {
  * Use `create(ServiceStatusSchema)` to create a new message.
  */
 export const ServiceStatusSchema: GenMessage<ServiceStatus> = /*@__PURE__*/
-  messageDesc(file_ashlar_node_v1_node, 26);
+  messageDesc(file_ashlar_node_v1_node, 27);
 
 /**
  * The supervisor's states.
