@@ -35,7 +35,7 @@ async function bootWith(lab: Lab, machine: Machine, ukiPath: string): Promise<st
 
 interface NewerImage {
   readonly what: string;
-  build(lab: Lab): Promise<{ readonly uki: string }>;
+  readonly build: (lab: Lab) => Promise<{ readonly uki: string }>;
   /** What the node says when it has sealed anew. */
   readonly resealed: RegExp;
   /** What it says under the older image from then on. */

@@ -141,8 +141,19 @@ function checkPolicy(sealedTo: SealedTo, uki: Uint8Array, pcr11: PcrPrediction):
 }
 
 function keyOfFingerprint(fingerprint: string, pems: readonly (string | undefined)[]): KeyObject | undefined {
-  const keys = pems.flatMap((pem) => (pem === undefined || pem === '' ? [] : [createPublicKey(pem)]));
-  return keys.find((key) => hex(policyKeyFingerprint(key)) === fingerprint);
+  return pems
+    .map((pem) => (pem === undefined ? undefined : readKey(pem)))
+    .find((key) => key !== undefined && hex(policyKeyFingerprint(key)) === fingerprint);
+}
+
+/** What a node sends need be no key. */
+function readKey(pem: string): KeyObject | undefined {
+  try {
+    const key = createPublicKey(pem);
+    return key.asymmetricKeyType === 'rsa' ? key : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 function readPolicySections(uki: Uint8Array): { signatures: readonly PcrSignature[]; pem: string | undefined } {

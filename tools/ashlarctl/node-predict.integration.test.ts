@@ -94,6 +94,8 @@ describe('after a change of the policy key', () => {
     const { policyPublicKeyPem } = next;
     const failed = failures(predict({ uki: machine.build({ keys: next }) }, { policyKeyPem: policyPublicKeyPem }));
     assert.deepEqual(Object.keys(failed), ['policy']);
+    const nonsense = failures(predict({ uki: machine.build({ keys: next }) }, { policyKeyPem: 'no key' }));
+    assert.deepEqual(Object.keys(nonsense), ['policy']);
   });
 
   test('the data does not open under an image of the new key alone', () => {
