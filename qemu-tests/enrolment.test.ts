@@ -6,6 +6,7 @@ import { type SecureBootVariables, secureBootVariables } from '../src/formats/ef
 import { skipWithout } from '../src/formats/fixtures.ts';
 import { createProgress } from '../tools/host/progress.ts';
 import { runProcess } from '../tools/host/run-process.ts';
+import { buildImage } from '../tools/mkimage/build.ts';
 import { makeEnrolment, writeEnrolmentFiles } from '../tools/mkimage/enrolment-files.ts';
 import { developmentKeys, generateKeys, loadPublicKeys, type PublicKeys } from '../tools/mkimage/keys.ts';
 import { parseSigner } from '../tools/mkimage/signer.ts';
@@ -17,7 +18,10 @@ import { makeSecureFirmware, putIntoState, secureBootVariablesIn } from './machi
 
 vmTest('in Setup Mode a node that may enrols its keys, restarts into Secure Boot, seals, and is ready', async (lab) => {
   const keys = await developmentKeys();
-  const machine = await machineInSetupMode(lab, keys);
+  // As an operator makes it: the files are on the ESP that `mkimage build --enrolment` wrote.
+  const enrolmentDir = await writeEnrolment(lab, keys);
+  const { diskImage } = await buildImage({ ...buildOptions, outDir: join(lab.directory, 'image'), enrolmentDir });
+  const machine = await machineInSetupMode(lab, keys, diskImage);
   await machine.powerOn();
   await machine.waitForLine(/init\.stage2: Secure Boot keys are enrolled/, { deadlineMs: lab.bootDeadlineMs });
   assert.ok(
@@ -47,7 +51,9 @@ vmTest('in Setup Mode a node that may enrols its keys, restarts into Secure Boot
 vmTest(
   'in Setup Mode nothing is enrolled unasked, nor keys under which the disk would not start again',
   async (lab) => {
-    const machine = await machineInSetupMode(lab, await developmentKeys());
+    const keys = await developmentKeys();
+    const machine = await machineInSetupMode(lab, keys);
+    await putEnrolmentOnEsp(lab, machine, keys);
     machine.setNodeParameters(await lab.nodeParameters());
     await machine.powerOn();
     const asEver = await machine.waitForLine(/FAILED data: .*Setup Mode/i, {
@@ -76,23 +82,29 @@ vmTest(
   },
 );
 
-/** With the keys' enrolment on its ESP, and parameters that allow it. */
-async function machineInSetupMode(lab: Lab, keys: PublicKeys): Promise<Machine> {
-  const options = { progress: createProgress(), allowDrift: true };
+const buildOptions = { progress: createProgress(), allowDrift: true };
+
+/** With parameters that allow enrolment. */
+async function machineInSetupMode(lab: Lab, keys: PublicKeys, diskImage = lab.image.diskImagePath): Promise<Machine> {
   const state = { secureBoot: 'setup-mode' } as const;
-  const firmware = await makeSecureFirmware(join(lab.directory, 'setup-mode'), keys, options, state);
-  const machine = await lab.machine({ firmware, nodeParameters: await mayEnrol(lab) });
-  await putEnrolmentOnEsp(lab, machine, keys);
-  return machine;
+  const firmware = await makeSecureFirmware(join(lab.directory, 'setup-mode'), keys, buildOptions, state);
+  const image = { path: diskImage, format: 'raw' } as const;
+  return await lab.machine({ firmware, image, nodeParameters: await mayEnrol(lab) });
 }
 
 const mayEnrol = (lab: Lab) => lab.nodeParameters((parameters) => ({ ...parameters, secureBoot: { enrolKeys: true } }));
 
-async function putEnrolmentOnEsp(lab: Lab, machine: Machine, keys: PublicKeys): Promise<void> {
+/** @returns the directory with the `.auth` files */
+async function writeEnrolment(lab: Lab, keys: PublicKeys): Promise<string> {
   const directory = join(lab.directory, `enrolment-${keys.ownerGuid}`);
   const signer = (name: string) => parseSigner(join(keys.directory, name));
   const signers = { pk: signer('PK.key'), kek: signer('KEK.key') };
   await writeEnrolmentFiles(await makeEnrolment({ keys, signers, timestamp: new Date() }), directory);
+  return directory;
+}
+
+async function putEnrolmentOnEsp(lab: Lab, machine: Machine, keys: PublicKeys): Promise<void> {
+  const directory = await writeEnrolment(lab, keys);
   const files = ['PK', 'KEK', 'db'].map((name) => [`/EFI/ashlar/keys/${name}.auth`, join(directory, `${name}.auth`)]);
   await putOnEsp(machine, Object.fromEntries(files) as Record<string, string>);
 }

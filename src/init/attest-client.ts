@@ -11,7 +11,7 @@ import type { Worker } from 'node:worker_threads';
 import { type Attestation, type AttestationIdentity, type InitParams, InitRefusal } from '../rpc/init-protocol.ts';
 import type { KeyKind } from '../tpm/key-templates.ts';
 import type { AttestMessage, AttestTask } from './attest-tpm.ts';
-import { startBundleWorker } from './bundle-worker.ts';
+import { answerOf, startBundleWorker } from './bundle-worker.ts';
 
 const WORKER_PATH = '/usr/lib/ashlar/attest.js';
 const TPM = '/dev/tpmrm0';
@@ -89,7 +89,10 @@ function lendTpm(options: AttestorOptions): (task: Asked<AttestTask>) => Promise
       started.once('exit', () => {
         worker = undefined;
       });
-      const answer = await answerOf(started, deadlineMs);
+      const answer = await answerOf<AttestMessage>(started, {
+        deadlineMs,
+        late: () => new InitRefusal('UNAVAILABLE', `the TPM did not answer within ${deadlineMs / 1000} s`),
+      });
       if (answer.type === 'refused')
         throw new InitRefusal(answer.isCredential ? 'INVALID' : 'UNAVAILABLE', answer.message);
       // The keys are read once a boot, and whoever reads them wants to attest next.
@@ -108,28 +111,4 @@ function lendTpm(options: AttestorOptions): (task: Asked<AttestTask>) => Promise
 function restAfter(startedMs: number, restMinMs: number): number {
   const nowMs = performance.now();
   return nowMs + Math.max(restMinMs, nowMs - startedMs);
-}
-
-/** The Worker's only message. Then, or at the deadline, it is ended. */
-async function answerOf(worker: Worker, deadlineMs: number): Promise<AttestMessage> {
-  const { promise, resolve, reject } = Promise.withResolvers<AttestMessage>();
-  const timer = setTimeout(
-    () => reject(new InitRefusal('UNAVAILABLE', `the TPM did not answer within ${deadlineMs / 1000} s`)),
-    deadlineMs,
-  );
-  worker.once('message', resolve);
-  worker.on('error', reject);
-  worker.once('exit', (code) => reject(new Error(`the attestation worker ended with ${code}`)));
-  try {
-    const answer = await promise;
-    // It is done, and with it the TPM: the next caller need not wait for the thread to wind down.
-    await worker.terminate();
-    return answer;
-  } catch (error) {
-    // Not awaited: it ends when the library it may be stuck in returns, which can be never.
-    void worker.terminate();
-    throw error;
-  } finally {
-    clearTimeout(timer);
-  }
 }

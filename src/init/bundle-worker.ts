@@ -10,3 +10,31 @@ export async function startBundleWorker(path: string, workerData: unknown): Prom
   const source = `globalThis.__filename = ${JSON.stringify(path)};\n${await readFile(path, 'utf8')}`;
   return new Worker(source, { eval: true, workerData });
 }
+
+/**
+ * The only message of a Worker that answers once; then, or at the deadline, the Worker is ended.
+ *
+ * @param options.late what it is rejected with at the deadline
+ */
+export async function answerOf<Answer>(
+  worker: Worker,
+  { deadlineMs, late }: { readonly deadlineMs: number; readonly late: () => Error },
+): Promise<Answer> {
+  const { promise, resolve, reject } = Promise.withResolvers<Answer>();
+  const timer = setTimeout(() => reject(late()), deadlineMs);
+  worker.once('message', resolve);
+  worker.on('error', reject);
+  worker.once('exit', (code) => reject(new Error(`the worker ended with ${code} and without an answer`)));
+  try {
+    const answer = await promise;
+    // It is done, and with it the TPM: the next caller need not wait for the thread to wind down.
+    await worker.terminate();
+    return answer;
+  } catch (error) {
+    // Not awaited: it ends when the library it may be stuck in returns, which can be never.
+    void worker.terminate();
+    throw error;
+  } finally {
+    clearTimeout(timer);
+  }
+}

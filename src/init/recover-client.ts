@@ -5,7 +5,7 @@
 import type { Worker } from 'node:worker_threads';
 import { InitRefusal } from '../rpc/init-protocol.ts';
 import type { DataPartitionRequest } from '../storage/data-partition.ts';
-import { startBundleWorker } from './bundle-worker.ts';
+import { answerOf, startBundleWorker } from './bundle-worker.ts';
 import type { RecoveryMode } from './init-server.ts';
 import type { RecoverMessage, RecoverTask } from './recover.ts';
 
@@ -42,7 +42,11 @@ export function createRecovery(options: RecoveryOptions): RecoveryMode {
       started.once('exit', () => {
         worker = undefined;
       });
-      return await answerOf(started, options.deadlineMs ?? DEADLINE_MS);
+      const { deadlineMs = DEADLINE_MS } = options;
+      return await answerOf<RecoverMessage>(started, {
+        deadlineMs,
+        late: () => new InitRefusal('UNAVAILABLE', `the volume could not be recovered within ${deadlineMs / 1000} s`),
+      });
     } finally {
       isBusy = false;
     }
@@ -69,27 +73,4 @@ export function createRecovery(options: RecoveryOptions): RecoveryMode {
       }
     },
   };
-}
-
-/** The Worker's only message. Then, or at the deadline, it is ended. */
-async function answerOf(worker: Worker, deadlineMs: number): Promise<RecoverMessage> {
-  const { promise, resolve, reject } = Promise.withResolvers<RecoverMessage>();
-  const timer = setTimeout(
-    () => reject(new InitRefusal('UNAVAILABLE', `the volume could not be recovered within ${deadlineMs / 1000} s`)),
-    deadlineMs,
-  );
-  worker.once('message', resolve);
-  worker.on('error', reject);
-  worker.once('exit', (code) => reject(new Error(`the recovery worker ended with ${code}`)));
-  try {
-    const answer = await promise;
-    await worker.terminate();
-    return answer;
-  } catch (error) {
-    // Not awaited: it ends when the library it may be stuck in returns, which can be never.
-    void worker.terminate();
-    throw error;
-  } finally {
-    clearTimeout(timer);
-  }
 }
