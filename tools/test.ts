@@ -61,7 +61,7 @@ const VM: Stage = {
   concurrency: Math.max(1, Math.min(4, availableParallelism())),
   timeoutMs: 20 * 60_000,
 };
-const FULL: Stage = { name: 'full', accepts: isFull, concurrency: 1, timeoutMs: 4 * 3_600_000 };
+const FULL: Stage = { ...VM, name: 'full', accepts: isFull, timeoutMs: 4 * 3_600_000 };
 
 /** Test files of a stage, in a stable order; `patterns` are parts of paths, any of which selects. */
 async function testFiles(stage: Stage, patterns: readonly string[]): Promise<string[]> {
