@@ -188,6 +188,9 @@ describe('mkimage inspect', () => {
     await assert.rejects(inspectImage(at('text')), /neither a PE image nor a disk image/);
     await assert.rejects(inspectImage(at('zeros')), /cannot decode GPT: signature at offset 0x200/);
     await assert.rejects(inspectImage(at('program.efi')), /no UKI: there is no \.linux section/);
+    await assert.rejects(inspectImage(directory), /it is a directory/);
+    execFileSync('mkfifo', [at('pipe')]);
+    await assert.rejects(inspectImage(at('pipe')), /it is not a regular file/);
   });
 
   it('survives mutated images', async () => {

@@ -3,7 +3,7 @@
  * come from anywhere: everything is read through the bounded decoders of `src/formats`.
  */
 import { createHash, createPublicKey } from 'node:crypto';
-import { type FileHandle, open, readFile } from 'node:fs/promises';
+import { constants, type FileHandle, open, readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { gunzipSync, zstdDecompressSync } from 'node:zlib';
 import { verifyAuthenticode } from '../../src/formats/authenticode.ts';
@@ -111,8 +111,11 @@ export interface Inspection {
  */
 export async function inspectImage(path: string): Promise<Inspection> {
   try {
-    await using file = await open(path, 'r');
-    const { size } = await file.stat();
+    // Without waiting: a named pipe, which has nothing to be inspected, would be waited for until somebody writes.
+    await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const status = await file.stat();
+    if (!status.isFile()) throw new Error(status.isDirectory() ? 'it is a directory' : 'it is not a regular file');
+    const { size } = status;
     const magic = await readExactly(file, 0, Math.min(size, 2));
     const problems: string[] = [];
     const found =
