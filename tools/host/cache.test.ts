@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -73,6 +73,46 @@ test('the entry that a path lies in is known, for advice', () => {
   const entry = join(cacheDirectory(), 'objects', 'packages-1');
   assert.equal(cacheEntryOf(join(entry, 'libc6/usr/lib/x')), entry);
   assert.equal(cacheEntryOf('/etc/passwd'), undefined);
+});
+
+test('a checked product that was damaged is made again, and says so', async () => {
+  const notes: string[] = [];
+  const options = { isChecked: true, note: (text: string) => void notes.push(text) };
+  let made = 0;
+  const file = () => cachedFile('checked', 'file', (path) => writeFile(path, `made ${++made}`), options);
+  const path = await file();
+  assert.equal(await file(), path);
+  assert.equal(made, 1, 'an intact one is taken as it is');
+  for (const damage of [() => truncate(path, 3), () => writeFile(path, 'made 2!'), () => writeFile(path, '')]) {
+    await damage();
+    notes.length = 0;
+    assert.match(await readFile(await file(), 'utf8'), /^made \d$/);
+    assert.match(notes.join(), /checked\/file is damaged.* made again/);
+  }
+  assert.equal(made, 4);
+
+  const directory = () =>
+    cachedDirectory(
+      'checked',
+      'directory',
+      async (at) => {
+        await mkdir(join(at, 'sub'));
+        await writeFile(join(at, 'sub/a'), 'a');
+        await writeFile(join(at, 'b'), 'b');
+      },
+      options,
+    );
+  const tree = await directory();
+  for (const damage of [
+    () => writeFile(join(tree, 'sub/a'), 'A'),
+    () => rm(join(tree, 'b')),
+    () => writeFile(join(tree, 'c'), 'c'),
+  ]) {
+    await damage();
+    await directory();
+    assert.deepEqual((await readdir(tree, { recursive: true })).sort(), ['b', 'sub', 'sub/a']);
+    assert.equal(await readFile(join(tree, 'sub/a'), 'utf8'), 'a');
+  }
 });
 
 test('a directory appears only when complete', async () => {

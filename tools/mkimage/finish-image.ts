@@ -1,7 +1,8 @@
 /** The end of a build: from a signed UKI to the finished files, the same way whoever signed, and when. */
-import { createHash, randomBytes } from 'node:crypto';
-import { copyFile, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { randomBytes } from 'node:crypto';
+import { constants } from 'node:fs';
+import { access, copyFile, mkdir, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
 import type { EnrolmentFiles } from '../../src/formats/secure-boot-enrolment.ts';
 import { fileSha256 } from '../host/cache.ts';
 import { writeDiskImage } from './disk-image.ts';
@@ -64,8 +65,8 @@ export async function finishImage(options: {
   const { version, buildTime, system, keys, epoch } = prepared;
   const timed = timer(timings);
   const outDir = resolve(options.outDir);
-  await mkdir(outDir, { recursive: true });
-  const temporary = join(outDir, `.build-${randomBytes(6).toString('hex')}`);
+  await prepareOutDirectory(outDir);
+  const temporary = join(outDir, `.build-${process.pid}-${randomBytes(6).toString('hex')}`);
   await mkdir(temporary);
   try {
     const name = imageName(version);
@@ -81,12 +82,7 @@ export async function finishImage(options: {
     const partitions = gpt.partitions.map(({ attributes: _attributes, ...partition }) => partition);
     const manifest = { ...prepared.manifest, partitions };
     await writeFile(join(temporary, 'manifest.json'), `${JSON.stringify(manifest, undefined, 1)}\n`);
-    await timed('sums', () =>
-      publish(temporary, outDir, {
-        [`${name}.efi`]: createHash('sha256').update(uki).digest('hex'),
-        [`${name}.system.img`]: system.sha256,
-      }),
-    );
+    await timed('sums', () => publish(temporary, outDir, signal));
     const path = (fileName: string) => join(outDir, fileName);
     return {
       version,
@@ -102,12 +98,56 @@ export async function finishImage(options: {
   }
 }
 
+/**
+ * Makes the directory that an image goes to, and takes away what builds left there that were killed. Called before the
+ * long work too, which would be in vain when nothing can be written.
+ *
+ * @throws Error naming the directory and why nothing can be written to it
+ */
+export async function prepareOutDirectory(outDir: string): Promise<void> {
+  try {
+    await makeDirectory(outDir);
+    await access(outDir, constants.W_OK | constants.X_OK);
+    for (const name of await readdir(outDir)) {
+      const pid = /^\.build-(\d+)-[0-9a-f]{12}$/.exec(name)?.[1];
+      if (pid !== undefined && !isRunning(Number(pid))) await rm(join(outDir, name), { recursive: true, force: true });
+    }
+  } catch (error) {
+    throw new Error(
+      `cannot write the image to ${outDir}: ${error instanceof Error ? error.message : String(error)}; choose another --out`,
+      { cause: error },
+    );
+  }
+}
+
+/** One at a time: Node's own recursive mkdir never ends where a parent answers ENOENT, as in /proc. */
+async function makeDirectory(path: string): Promise<void> {
+  const found = await stat(path).catch(() => undefined);
+  if (found?.isDirectory() === true) return;
+  if (found !== undefined) throw new Error(`${path} is no directory`);
+  const parent = dirname(path);
+  if (parent !== path) await makeDirectory(parent);
+  await mkdir(path).catch((error: NodeJS.ErrnoException) => {
+    // Somebody else was first.
+    if (error.code !== 'EEXIST') throw error;
+  });
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return error instanceof Error && 'code' in error && error.code === 'EPERM';
+  }
+}
+
 /** Each file appears whole; SHA256SUMS last, so whoever finds it finds what it names. */
-async function publish(temporary: string, outDir: string, known: Readonly<Record<string, string>>): Promise<void> {
+async function publish(temporary: string, outDir: string, signal: AbortSignal | undefined): Promise<void> {
   const names = (await readdir(temporary)).sort();
-  const sums = await Promise.all(
-    names.map(async (name) => `${known[name] ?? (await fileSha256(join(temporary, name)))}  ${name}\n`),
-  );
+  const sums = await Promise.all(names.map(async (name) => `${await fileSha256(join(temporary, name))}  ${name}\n`));
+  // From here on it takes no time, and half of it would be worse than all.
+  signal?.throwIfAborted();
   await writeFile(join(temporary, 'SHA256SUMS'), sums.join(''));
   await rm(join(outDir, 'SHA256SUMS'), { force: true });
   for (const name of [...names, 'SHA256SUMS']) await rename(join(temporary, name), join(outDir, name));

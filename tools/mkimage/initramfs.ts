@@ -5,6 +5,7 @@
  *     2. the executable and its libraries: 120 MB that change only with Node or Debian; compressed hard, kept in the cache
  *     3. our bundle and the description of the system partition: small, made anew with each change
  */
+import { createHash } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
@@ -17,7 +18,7 @@ import type { Progress } from '../host/progress.ts';
 import { contentOf, type ElfReader, FileTree, type TreeEntry } from './file-tree.ts';
 import { addManifest, type BuiltFiles, readImageManifest } from './image-manifest.ts';
 import type { ImagePackages } from './image-packages.ts';
-import { readMicrocode } from './microcode.ts';
+import { type Microcode, readMicrocode } from './microcode.ts';
 import { addMergedUsr } from './system-tree.ts';
 import { runInToolRoot, type ToolRoot } from './tool-root.ts';
 import { checkTree } from './tree-rules.ts';
@@ -54,19 +55,27 @@ export async function buildInitramfs(options: {
   const entries = [...constantEntries, ...ourEntries];
   await checkTree('initramfs', entries, readElf);
 
-  const microcode = encodeAll(microcodeEntries(await readMicrocode(packages)));
+  const microcodeFiles = microcodeEntries(await readMicrocode(packages));
+  const microcode = encodeAll(await Promise.all(microcodeFiles.map(cpioEntry)));
   const constantKey = inputHash('initramfs-1', toolRoot.key, ...ZSTD, describe(constantEntries));
-  const constantFile = await cachedFile('objects', `initramfs-${constantKey.slice(0, 32)}`, (temporary) =>
-    progress.step('initramfs: compress', () =>
-      writeCompressed(toolRoot, constantEntries, new Set(), temporary, signal),
-    ),
+  const constantFile = await cachedFile(
+    'objects',
+    `initramfs-${constantKey.slice(0, 32)}`,
+    (temporary) =>
+      progress.step('initramfs: compress', () =>
+        writeCompressed(toolRoot, constantEntries, new Set(), temporary, signal),
+      ),
+    { signal, isChecked: true },
   );
   const oursKey = inputHash('initramfs-1', toolRoot.key, ...ZSTD, describe(ourEntries));
-  const oursFile = await cachedFile('objects', `initramfs-${oursKey.slice(0, 32)}`, (temporary) =>
-    writeCompressed(toolRoot, ourEntries, known, temporary, signal),
+  const oursFile = await cachedFile(
+    'objects',
+    `initramfs-${oursKey.slice(0, 32)}`,
+    (temporary) => writeCompressed(toolRoot, ourEntries, known, temporary, signal),
+    { signal, isChecked: true },
   );
   const members = [microcode, await readFile(constantFile), await readFile(oursFile)];
-  return { bytes: Buffer.concat(members.map(padTo4)), entries };
+  return { bytes: Buffer.concat(members.map(padTo4)), entries: [...microcodeFiles, ...entries] };
 }
 
 async function writeCompressed(
@@ -121,12 +130,20 @@ async function cpioEntry(entry: TreeEntry): Promise<CpioEntry> {
   }
 }
 
-function microcodeEntries(files: readonly { name: string; data: Uint8Array }[]): CpioEntry[] {
-  const directories = ['kernel', 'kernel/x86', 'kernel/x86/microcode'];
+function microcodeEntries(files: readonly Microcode[]): TreeEntry[] {
+  const directories = ['/kernel', '/kernel/x86', '/kernel/x86/microcode'];
   return [
-    ...directories.map((path): CpioEntry => ({ path, mode: 0o755, type: 'directory' })),
+    ...directories.map((path): TreeEntry => ({ path, mode: 0o755, type: 'directory' })),
     ...files.map(
-      ({ name, data }): CpioEntry => ({ path: `kernel/x86/microcode/${name}`, mode: 0o644, type: 'file', data }),
+      ({ name, data, origin }): TreeEntry => ({
+        path: `/kernel/x86/microcode/${name}`,
+        mode: 0o644,
+        type: 'file',
+        content: { kind: 'bytes', bytes: data },
+        sha256: createHash('sha256').update(data).digest('hex'),
+        size: data.length,
+        origin,
+      }),
     ),
   ];
 }

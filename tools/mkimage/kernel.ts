@@ -64,28 +64,33 @@ export async function buildKernel(options: {
   const requested = mergeFragments(await readFragments());
   const key = inputHash('kernel-1', source.sha256, requested.text, JSON.stringify(BUILD_IDENTITY), toolRoot.key);
 
-  const directory = await cachedDirectory('kernel', key.slice(0, 32), async (output) => {
-    const sourceDirectory = await unpackSource({ ...options, sha256: source.sha256 });
-    const binds = await bindsFor(sourceDirectory, output);
-    await configure(toolRoot, binds, requested, options.signal);
-    await progress.step('kernel: compile', async (report) => {
-      let lines = 0;
-      await runInToolRoot(toolRoot, 'nice', ['-n', '5', 'make', ...makeArguments(options.jobs), 'bzImage'], {
-        binds,
-        env: { ...BUILD_IDENTITY, ...ccacheEnvironment(toolRoot) },
-        signal: options.signal,
-        onLine: (line) => {
-          if (/^ {2}[A-Z]/.test(line))
-            report({ fraction: ++lines / BUILD_LINES, detail: line.trim().replace(/\s+/g, ' ') });
-        },
+  const directory = await cachedDirectory(
+    'kernel',
+    key.slice(0, 32),
+    async (output) => {
+      const sourceDirectory = await unpackSource({ ...options, sha256: source.sha256 });
+      const binds = await bindsFor(sourceDirectory, output);
+      await configure(toolRoot, binds, requested, options.signal);
+      await progress.step('kernel: compile', async (report) => {
+        let lines = 0;
+        await runInToolRoot(toolRoot, 'nice', ['-n', '5', 'make', ...makeArguments(options.jobs), 'bzImage'], {
+          binds,
+          env: { ...BUILD_IDENTITY, ...ccacheEnvironment(toolRoot) },
+          signal: options.signal,
+          onLine: (line) => {
+            if (/^ {2}[A-Z]/.test(line))
+              report({ fraction: ++lines / BUILD_LINES, detail: line.trim().replace(/\s+/g, ' ') });
+          },
+        });
       });
-    });
-    const built = join(output, 'build');
-    await rename(join(built, 'arch/x86/boot/bzImage'), join(output, 'bzImage'));
-    await rename(join(built, '.config'), join(output, 'config'));
-    await rename(join(built, 'include/config/kernel.release'), join(output, 'release'));
-    await rm(built, { recursive: true });
-  });
+      const built = join(output, 'build');
+      await rename(join(built, 'arch/x86/boot/bzImage'), join(output, 'bzImage'));
+      await rename(join(built, '.config'), join(output, 'config'));
+      await rename(join(built, 'include/config/kernel.release'), join(output, 'release'));
+      await rm(built, { recursive: true });
+    },
+    { signal: options.signal, isChecked: true },
+  );
   return {
     bzImage: join(directory, 'bzImage'),
     config: join(directory, 'config'),

@@ -14,7 +14,14 @@ const INTEL_DIRECTORY = '/usr/lib/firmware/intel-ucode';
 /** Family, model and stepping; docs/hardware.md lists them by name. */
 const INTEL_SERVERS = /^06-(?:55-0[4-7b]|6a-06|8f-0[4-8]|cf-02)$/;
 
-export async function readMicrocode(packages: ImagePackages): Promise<{ name: string; data: Buffer }[]> {
+export interface Microcode {
+  readonly name: string;
+  readonly data: Buffer;
+  /** The package's name. */
+  readonly origin: string;
+}
+
+export async function readMicrocode(packages: ImagePackages): Promise<Microcode[]> {
   const amd = packages.below(AMD_DIRECTORY).filter(({ path }) => path.endsWith('.bin'));
   const intel = packages.below(INTEL_DIRECTORY).filter(({ path }) => INTEL_SERVERS.test(posix.basename(path)));
   if (amd.length === 0 || intel.length === 0) {
@@ -28,7 +35,7 @@ export async function readMicrocode(packages: ImagePackages): Promise<{ name: st
     return Buffer.concat(await Promise.all(different.map(readIndexed)));
   };
   return [
-    { name: 'AuthenticAMD.bin', data: await join(amd) },
-    { name: 'GenuineIntel.bin', data: await join(intel) },
+    { name: 'AuthenticAMD.bin', data: await join(amd), origin: 'amd64-microcode' },
+    { name: 'GenuineIntel.bin', data: await join(intel), origin: 'intel-microcode' },
   ];
 }

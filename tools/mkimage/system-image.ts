@@ -43,22 +43,26 @@ export async function buildSystemImage(options: {
 }): Promise<SystemImage> {
   const { entries, toolRoot, buildTime, progress, signal } = options;
   const key = inputHash('system-3', toolRoot.key, ...EROFS, String(buildTime), describe(entries));
-  const directory = await cachedDirectory('objects', `system-${key.slice(0, 32)}`, (temporary) =>
-    progress.step('system partition: erofs and dm-verity', async (report) => {
-      const tree = join(temporary, 'tree');
-      const image = join(temporary, 'system.img');
-      await mkdir(tree);
-      // The root directory too has a mode in the image, and not the one that the builder's umask leaves.
-      await chmod(tree, 0o755);
-      await writeTree(tree, entries);
-      await refuseUnlisted(tree, entries);
-      report({ detail: 'compressing' });
-      await makeErofs({ toolRoot, tree, image, uuid: uuidFrom(key), buildTime, signal });
-      await rm(tree, { recursive: true });
-      report({ detail: 'hashing' });
-      const verity = await addVerity(toolRoot, image, signal);
-      await writeFile(join(temporary, 'verity.json'), JSON.stringify(verity));
-    }),
+  const directory = await cachedDirectory(
+    'objects',
+    `system-${key.slice(0, 32)}`,
+    (temporary) =>
+      progress.step('system partition: erofs and dm-verity', async (report) => {
+        const tree = join(temporary, 'tree');
+        const image = join(temporary, 'system.img');
+        await mkdir(tree);
+        // The root directory too has a mode in the image, and not the one that the builder's umask leaves.
+        await chmod(tree, 0o755);
+        await writeTree(tree, entries);
+        await refuseUnlisted(tree, entries);
+        report({ detail: 'compressing' });
+        await makeErofs({ toolRoot, tree, image, uuid: uuidFrom(key), buildTime, signal });
+        await rm(tree, { recursive: true });
+        report({ detail: 'hashing' });
+        const verity = await addVerity(toolRoot, image, signal);
+        await writeFile(join(temporary, 'verity.json'), JSON.stringify(verity));
+      }),
+    { signal, isChecked: true },
   );
   const path = join(directory, 'system.img');
   const verity = JSON.parse(await readFile(join(directory, 'verity.json'), 'utf8')) as Verity;
