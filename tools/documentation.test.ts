@@ -40,6 +40,27 @@ test('the README leads to every page of the handbook', async () => {
   );
 });
 
+test('the tests that the handbook says how to run are in the stage that it names', async () => {
+  const files: string[] = [];
+  for await (const path of glob('{src,tools,bench,qemu-tests}/**/*.test.ts', { cwd: ROOT })) files.push(path);
+  const stageOf = (path: string) => /\.(integration|full)\.test\.ts$/.exec(path)?.[1];
+  const commands: string[] = [];
+  const empty: string[] = [];
+  for (const page of await pages()) {
+    const text = await readFile(join(ROOT, page), 'utf8');
+    for (const [, stage = '', words = ''] of text.matchAll(/npm run test:([a-z]+) --((?: [a-z][a-z-]*)+)/g)) {
+      const wanted = ['integration', 'full'].includes(stage) ? stage : undefined;
+      for (const word of words.trim().split(' ')) {
+        commands.push(word);
+        const isRun = files.some((path) => path.includes(word) && stageOf(path) === wanted);
+        if (!isRun) empty.push(`${page}: npm run test:${stage} -- ${word}`);
+      }
+    }
+  }
+  assert.deepEqual(empty, []);
+  assert.ok(commands.length > 0, 'the handbook names no tests: does it write the commands in another way?');
+});
+
 test('every npm script that the handbook names exists', async () => {
   const { scripts } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8')) as { scripts: object };
   const unknown: string[] = [];

@@ -4,7 +4,7 @@ import type { Inspection, UkiInspection } from './inspect.ts';
 type Row = readonly string[];
 
 export function formatInspection(inspection: Inspection): string {
-  const { disk, uki, pcr7, services, packages, problems } = inspection;
+  const { disk, uki, pcr7, services, packages, missing, problems } = inspection;
   const blocks: string[][] = [];
   if (disk !== undefined) {
     const rows = disk.partitions.map(({ number, name, sizeBytes, uniqueGuid, rootHash }): Row => {
@@ -30,10 +30,18 @@ export function formatInspection(inspection: Inspection): string {
   if (packages !== undefined) {
     const inImage = packages.filter(({ isInImage }) => isInImage);
     blocks.push(['Packages in the image', ...table(inImage.map(({ name, version }) => [name, version]))]);
-    blocks.push([`Built with ${packages.length - inImage.length} more packages, all in manifest.json`]);
+    const others = packages.length - inImage.length;
+    blocks.push([`Of ${others} more packages of the lock the image has no file; manifest.json names them`]);
   }
+  if (missing.length > 0) blocks.push([`Not shown: ${missing.map(missed).join('; ')}`]);
   if (problems.length > 0) blocks.push(['PROBLEMS', ...problems.map((problem) => `  ${visible(problem)}`)]);
   return blocks.map((lines) => lines.join('\n')).join('\n\n');
+}
+
+/** Said aloud, because a reader would take what is left out for what is not there. */
+function missed(file: Inspection['missing'][number]): string {
+  const untold = file === 'manifest.json' ? 'services and packages' : 'PCR 7';
+  return `${untold} (${file} is not beside the image)`;
 }
 
 function identity(uki: UkiInspection): Row[] {

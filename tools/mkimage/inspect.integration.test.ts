@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -67,8 +67,20 @@ before(async () => {
   const packages = [
     { name: 'etcd-server', version: '3.5', groups: ['image'] },
     { name: 'gcc-14', version: '14.2', groups: ['tools'] },
+    { name: 'intel-microcode', version: '3.2025', groups: ['firmware'] },
+    { name: 'libc6', version: '2.41', groups: ['image', 'tools'] },
+    { name: 'libpam0g', version: '1.7', groups: ['image'] },
+    { name: 'linux-source-6.12', version: '6.12', groups: ['kernel'] },
+    { name: 'systemd-boot-efi', version: '257', groups: ['boot'] },
   ];
-  await writeFile(at('manifest.json'), JSON.stringify({ services: ['etcd'], packages }));
+  const files = {
+    system: [
+      { path: '/etc', type: 'directory' },
+      { path: '/usr/bin/etcd', type: 'file', origin: 'etcd-server' },
+    ],
+    initramfs: [{ path: '/usr/lib/libc.so.6', type: 'file', origin: 'libc6' }],
+  };
+  await writeFile(at('manifest.json'), JSON.stringify({ services: ['etcd'], packages, files }));
   diskPath = at('disk.img');
   await makeDisk(partitionUuid);
 });
@@ -131,10 +143,32 @@ describe('mkimage inspect', () => {
     assert.deepEqual(inspection.uki.pcrs, { pcr4: measurements.pcr4, pcr11: measurements.pcr11 });
     assert.deepEqual(inspection.pcr7, measurements.pcr7);
     assert.deepEqual(inspection.services, ['etcd']);
-    assert.deepEqual(inspection.packages, [
-      { name: 'etcd-server', version: '3.5', isInImage: true },
-      { name: 'gcc-14', version: '14.2', isInImage: false },
-    ]);
+    assert.deepEqual(inspection.missing, []);
+  });
+
+  it('counts a package to the image that has a file in it or is built in, and no other of the lock', async () => {
+    const inspection = await inspectImage(ukiPath);
+    const inImage = inspection.packages?.filter(({ isInImage }) => isInImage).map(({ name }) => name);
+    assert.deepEqual(inImage, ['etcd-server', 'intel-microcode', 'libc6', 'linux-source-6.12', 'systemd-boot-efi']);
+    const text = formatInspection(inspection);
+    assert.match(text, /^ {2}linux-source-6\.12 {2}6\.12$/m);
+    assert.doesNotMatch(text, /libpam0g|gcc-14/);
+    assert.match(text, /^Of 2 more packages of the lock the image has no file; manifest\.json names them$/m);
+  });
+
+  it('says what it cannot show of an image away from what was built with it', async () => {
+    await mkdir(at('away'));
+    await cp(ukiPath, at('away/ashlar.efi'));
+    const inspection = await inspectImage(at('away/ashlar.efi'));
+    assert.deepEqual(inspection.missing, ['manifest.json', 'measurements.json']);
+    assert.deepEqual(inspection.problems, []);
+    assert.match(
+      formatInspection(inspection),
+      /^Not shown: services and packages \(manifest\.json is not beside the image\); PCR 7 \(measurements\.json is not beside the image\)$/m,
+    );
+    await cp(at('measurements.json'), at('away/measurements.json'));
+    assert.deepEqual((await inspectImage(at('away/ashlar.efi'))).missing, ['manifest.json']);
+    assert.doesNotMatch(formatInspection(await inspectImage(ukiPath)), /Not shown/);
   });
 
   it('finds the UKI on a disk and checks the system partition by its root hash', {
@@ -189,6 +223,13 @@ describe('mkimage inspect', () => {
     await assert.rejects(inspectImage(at('zeros')), /cannot decode GPT: signature at offset 0x200/);
     await assert.rejects(inspectImage(at('program.efi')), /no UKI: there is no \.linux section/);
     await assert.rejects(inspectImage(directory), /it is a directory/);
+    const erofs = Buffer.alloc(100_000);
+    erofs.set([0xe2, 0xe1, 0xf5, 0xe0], 1024);
+    await writeFile(at('ashlar.system.img'), erofs);
+    await assert.rejects(
+      inspectImage(at('ashlar.system.img')),
+      /it is the content of a system partition \(erofs\).*: check it with veritysetup .*, and inspect the \.efi or \.disk\.img beside it$/,
+    );
     execFileSync('mkfifo', [at('pipe')]);
     await assert.rejects(inspectImage(at('pipe')), /it is not a regular file/);
   });

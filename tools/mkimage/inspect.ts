@@ -3,8 +3,8 @@
  * come from anywhere: everything is read through the bounded decoders of `src/formats`.
  */
 import { createHash, createPublicKey } from 'node:crypto';
-import { constants, type FileHandle, open, readFile } from 'node:fs/promises';
-import { dirname, join, resolve } from 'node:path';
+import { constants, type FileHandle, open } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 import { gunzipSync, zstdDecompressSync } from 'node:zlib';
 import { verifyAuthenticode } from '../../src/formats/authenticode.ts';
 import { decodeCpio } from '../../src/formats/cpio.ts';
@@ -19,18 +19,18 @@ import { predictPcr4 } from '../../src/measure/pcr4.ts';
 import { predictPcr11OfUki } from '../../src/measure/pcr11.ts';
 import { maxFormerPolicyKeys, signedPcr11Policy } from '../../src/measure/policy.ts';
 import { command } from '../host/command-line.ts';
+import { type Beside, inspectBeside } from './inspect-beside.ts';
 import { formatInspection } from './inspect-report.ts';
 
 const espType = 'c12a7328-f81f-11d2-ba4b-00a0c93ec93b';
 const bootPath = 'EFI/BOOT/BOOTX64.EFI';
 const otherUkiPaths = ['EFI/ashlar/a.efi', 'EFI/ashlar/b.efi'];
 const systemFile = 'etc/ashlar/system.json';
-/** Groups of image/packages.json whose bytes a node gets. */
-const IMAGE_GROUPS: readonly unknown[] = ['image', 'firmware', 'kernel', 'boot'];
 const maxUkiBytes = 512 * 1024 * 1024;
 const maxInitrdBytes = 1024 * 1024 * 1024;
 const maxTextSection = 64 * 1024;
-const maxJsonBytes = 64 * 1024 * 1024;
+/** Of the superblock (fs/erofs/erofs_fs.h in the kernel), little-endian. */
+const erofs = { magic: 0xe0f5e1e2, offset: 1024 };
 
 export interface UkiInspection {
   readonly sizeBytes: number;
@@ -90,17 +90,11 @@ export interface DiskInspection {
   readonly ukiPath: string;
 }
 
-export interface Inspection {
+export interface Inspection extends Beside {
   readonly file: string;
   readonly kind: 'uki' | 'disk';
   readonly disk?: DiskInspection;
   readonly uki: UkiInspection;
-  /** PCR 7 by machine profile, from measurements.json beside the image: the image does not hold the keys. */
-  readonly pcr7?: Readonly<Record<string, string>>;
-  /** From manifest.json beside the image. */
-  readonly services?: readonly string[];
-  /** All that the lock had: in the image, or that the image was built with. */
-  readonly packages?: readonly { name: string; version: string; isInImage: boolean }[];
   /** What contradicts what. Empty for an image as mkimage makes it. */
   readonly problems: readonly string[];
 }
@@ -117,6 +111,10 @@ export async function inspectImage(path: string): Promise<Inspection> {
     if (!status.isFile()) throw new Error(status.isDirectory() ? 'it is a directory' : 'it is not a regular file');
     const { size } = status;
     const magic = await readExactly(file, 0, Math.min(size, 2));
+    if (await isErofs(file, size))
+      throw new Error(
+        'it is the content of a system partition (erofs), which does not say what it should be: check it with veritysetup as docs/image.md shows, and inspect the .efi or .disk.img beside it',
+      );
     const problems: string[] = [];
     const found =
       magic[0] === 0x4d && magic[1] === 0x5a
@@ -140,6 +138,11 @@ async function readExactly(file: FileHandle, offset: number, length: number): Pr
     done += bytesRead;
   }
   return bytes;
+}
+
+async function isErofs(file: FileHandle, size: number): Promise<boolean> {
+  if (size < erofs.offset + 4) return false;
+  return (await readExactly(file, erofs.offset, 4)).readUInt32LE() === erofs.magic;
 }
 
 async function readUki(file: FileHandle, size: number): Promise<Uint8Array> {
@@ -399,57 +402,6 @@ async function rootHashOf(
     for (let at = 0; at < length; at += step) yield await readExactly(file, offset + at, Math.min(step, length - at));
   };
   return hex(await computeVerityRootHash(pieces(), { salt: Buffer.from(salt, 'hex'), blockSize }));
-}
-
-/** What mkimage wrote beside the image says what the image itself cannot: contents of the system, PCR 7 of its keys. */
-async function inspectBeside(
-  directory: string,
-  uki: UkiInspection,
-  problems: string[],
-): Promise<Pick<Inspection, 'pcr7' | 'services' | 'packages'>> {
-  const measurements = await readJson(join(directory, 'measurements.json'));
-  const manifest = await readJson(join(directory, 'manifest.json'));
-  const pcr7 = stringRecord(measurements?.['pcr7']);
-  const pcr11 = stringRecord(measurements?.['pcr11']);
-  const isOurs = pcr11?.['leave-initrd'] === uki.pcrs.pcr11['leave-initrd'];
-  if (measurements !== undefined && !isOurs) problems.push('measurements.json beside it is of another image');
-  const named = manifest?.['services'];
-  const services = Array.isArray(named) ? named.filter((name) => typeof name === 'string') : [];
-  const packages = list(manifest?.['packages']).flatMap(({ name, version, groups }) =>
-    typeof name === 'string' && typeof version === 'string'
-      ? [{ name, version, isInImage: Array.isArray(groups) && groups.some((group) => IMAGE_GROUPS.includes(group)) }]
-      : [],
-  );
-  return {
-    ...(isOurs && pcr7 !== undefined ? { pcr7 } : {}),
-    ...(manifest === undefined ? {} : { services: services.sort(), packages }),
-  };
-}
-
-async function readJson(path: string): Promise<Record<string, unknown> | undefined> {
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch {
-    return undefined;
-  }
-  if (text.length > maxJsonBytes)
-    throw new Error(`${path} has ${text.length} characters, over the limit of ${maxJsonBytes}`);
-  const value: unknown = JSON.parse(text);
-  return isRecord(value) ? value : undefined;
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-const list = (value: unknown): Record<string, unknown>[] => (Array.isArray(value) ? value.filter(isRecord) : []);
-
-function stringRecord(value: unknown): Record<string, string> | undefined {
-  if (!isRecord(value)) return undefined;
-  return Object.fromEntries(
-    Object.entries(value).flatMap(([key, entry]) => (typeof entry === 'string' ? [[key, entry]] : [])),
-  );
 }
 
 export const inspectCommand = command({
