@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { createPrivateKey, createPublicKey, X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
@@ -181,6 +181,17 @@ describe('first contact', () => {
     await runBadly(/give HOST:PORT/, ...take('127.0.0.1', right));
     await runBadly(/connection refused.*console says "ready"/, ...take('127.0.0.1:1', right));
     await runBadly(/--owner names the directory/, ...take('127.0.0.1:1', right).slice(0, -1), join(home, 'nowhere'));
+  });
+
+  test("an owner's key that others can read is not used, and the way out is said", async () => {
+    const owner = join(home, 'shared-owner');
+    await runWell('cluster', 'prepare', owner);
+    const take = ['cluster', 'take-ownership', '--endpoint', '127.0.0.1:1'];
+    const argv = [...take, '--fingerprint', `SHA256:${'A'.repeat(43)}`, '--owner', owner];
+    await chmod(join(owner, 'owner.key'), 0o640);
+    await runBadly(/cannot use the owner's key: .*owner\.key has mode 0640, others.*; run: chmod 600 /, ...argv);
+    await chmod(join(owner, 'owner.key'), 0o600);
+    await runBadly(/connection refused/, ...argv);
   });
 });
 

@@ -19,6 +19,7 @@ import { ClusterService } from '../../src/rpc/gen/ashlar/cluster/v1/cluster_pb.t
 import { openChannel } from '../../src/rpc/grpc-client.ts';
 import { pinnedServer, splitAddress, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
 import { CURATOR_SERVER_NAME, checkFingerprint } from '../../src/rpc/tls-names.ts';
+import { refuseSharedFile } from '../host/private-file.ts';
 import { withAdvice } from './advice.ts';
 import {
   NODE_PARAMETERS_FILE,
@@ -118,10 +119,11 @@ async function readRecoveryFingerprint(directory: string): Promise<string> {
   }
 }
 
-/** Certificate and key of a directory that `cluster prepare` made, which fit each other. */
+/** Certificate and key of a directory that `cluster prepare` made, which fit each other; the key is the reader's alone. */
 export async function readOwner(directory: string): Promise<{ certificatePem: string; privateKeyPem: string }> {
   const certificatePem = await readOwnerFile(directory, OWNER_CERTIFICATE_FILE);
   const privateKeyPem = await readOwnerFile(directory, OWNER_KEY_FILE);
+  await refuseSharedFile(join(directory, OWNER_KEY_FILE), "cannot use the owner's key");
   let fits: boolean;
   try {
     fits = new X509Certificate(certificatePem).checkPrivateKey(createPrivateKey(privateKeyPem));

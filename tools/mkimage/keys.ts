@@ -27,6 +27,7 @@ import { createCertificate } from '../../src/formats/x509.ts';
 import { policyKeyFingerprint } from '../../src/measure/pcr-signature.ts';
 import { maxFormerPolicyKeys } from '../../src/measure/policy.ts';
 import { command } from '../host/command-line.ts';
+import { refuseSharedFile } from '../host/private-file.ts';
 import { xdgDataDirectory } from '../host/xdg.ts';
 
 const generateKeyPair = promisify(generateKeyPairCallback);
@@ -354,13 +355,7 @@ async function keyText(directory: string, name: string): Promise<string> {
 
 async function privateText(directory: string, name: string): Promise<string> {
   const content = await keyText(directory, name);
-  const path = join(directory, name);
-  const { mode } = await stat(path);
-  if ((mode & 0o077) !== 0) {
-    throw new Error(
-      `cannot load keys: ${path} has mode 0${(mode & 0o777).toString(8)}, others can read it; run: chmod 600 ${path}`,
-    );
-  }
+  await refuseSharedFile(join(directory, name), 'cannot load keys');
   return content;
 }
 
