@@ -95,11 +95,15 @@ const build = command({
 const lock = command({
   name: 'lock',
   summary: 'Resolve image/packages.json to exact files and write image/lock.json',
-  options: { mirror },
-  run: async ({ mirror }, { progress, print, signal }) => {
+  options: { mirror, json: { type: 'boolean', summary: 'print what was locked as JSON' } },
+  run: async ({ mirror, json }, { progress, print, signal }) => {
     const resolved = await lockPackages({ progress, mirror, signal });
     const { changed } = await writePackageLock(resolved);
     const bytes = resolved.packages.reduce((sum, { size }) => sum + size, 0);
+    if (json) {
+      print(JSON.stringify({ changed, packages: resolved.packages.length, bytes, path: LOCK_FILE }, undefined, 2));
+      return;
+    }
     const what = `${resolved.packages.length} packages, ${(bytes / 1e6).toFixed(0)} MB`;
     print(changed ? `wrote ${relative('.', LOCK_FILE)}: ${what}` : `nothing changed: ${what}`);
   },
