@@ -73,6 +73,13 @@ async function runBadly(pattern: RegExp, ...argv: string[]): Promise<string> {
   return outcome.stderr;
 }
 
+/** The command line itself is wrong. */
+async function runWrongly(pattern: RegExp, ...argv: string[]): Promise<void> {
+  const outcome = await run(...argv);
+  assert.equal(outcome.code, 2, outcome.stderr);
+  assert.match(outcome.stderr, pattern);
+}
+
 let home: string;
 before(async () => {
   home = await mkdtemp(join(tmpdir(), 'ashlarctl-'));
@@ -108,6 +115,19 @@ describe('cluster prepare', () => {
     assert.deepEqual(await readdir(directory), ['mine']);
     assert.deepEqual(await readdir(home), neighbours);
   });
+});
+
+test('a time server that is no address is refused before any key is made', async () => {
+  const directory = join(home, 'named-server');
+  await runWrongly(
+    /--time-server must be an IP address/,
+    'cluster',
+    'prepare',
+    directory,
+    '--time-server',
+    'ntp.example',
+  );
+  await assert.rejects(stat(directory), /ENOENT/);
 });
 
 describe('first contact', () => {
