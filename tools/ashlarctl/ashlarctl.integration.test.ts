@@ -197,8 +197,8 @@ describe('first contact', () => {
       owner,
     ];
     const right = `SHA256:${'A'.repeat(43)}`;
-    await runBadly(/as the console of the node shows it/, ...take('127.0.0.1:1', 'ab:cd'));
-    await runBadly(/give HOST:PORT/, ...take('127.0.0.1', right));
+    await runWrongly(/--fingerprint: .*as the console of the node shows it/, ...take('127.0.0.1:1', 'ab:cd'));
+    await runWrongly(/--endpoint: .*give HOST:PORT/, ...take('127.0.0.1', right));
     await runBadly(/connection refused.*console says "ready"/, ...take('127.0.0.1:1', right));
     await runBadly(/--owner names the directory/, ...take('127.0.0.1:1', right).slice(0, -1), join(home, 'nowhere'));
   });
@@ -245,7 +245,15 @@ describe('contexts', () => {
     }
     await runWell('context', 'set', '--endpoint-override', '*=127.0.0.1:9', '--endpoint', '127.0.0.1:2');
     assert.deepEqual({ ...(await store.read('lab'))?.nodeEndpoints }, { '*': '127.0.0.1:9' });
-    await runBadly(/whole node ID/, 'context', 'set', '--endpoint-override', 'node-1=127.0.0.1:9');
+    await runWrongly(
+      /--endpoint-override: .*whole node ID/,
+      'context',
+      'set',
+      '--endpoint-override',
+      'node-1=127.0.0.1:9',
+    );
+    await runWrongly(/--endpoint-override: .*give HOST:PORT/, 'context', 'set', '--endpoint-override', '*=localhost');
+    await runWrongly(/--endpoint: .*give HOST:PORT/, 'context', 'set', '--endpoint', 'localhost');
     await runWell('context', 'remove', 'lab');
     assert.deepEqual(await readdir(join(home, 'config/ashlar/contexts')), []);
     await runBadly(/there is no context yet/, 'node', 'list');

@@ -5,7 +5,13 @@ import { timestampDate } from '@bufbuild/protobuf/wkt';
 import { NodeState } from '../../src/rpc/gen/ashlar/cluster/v1/cluster_pb.ts';
 import { command, commandGroup, UsageError } from '../host/command-line.ts';
 import { prepareCluster } from './cluster-prepare.ts';
-import { COMMON_OPTIONS, OVERRIDE_OPTION, printJson } from './command-options.ts';
+import {
+  COMMON_OPTIONS,
+  checkEndpointOption,
+  checkFingerprintOption,
+  OVERRIDE_OPTION,
+  printJson,
+} from './command-options.ts';
 import { connectCluster, parseOverrides } from './connection.ts';
 import { openContexts, operatorCertificate } from './contexts.ts';
 import { iso, nameOf } from './node-view.ts';
@@ -75,6 +81,8 @@ const own = command({
     json: COMMON_OPTIONS.json,
   },
   async run(values, { print, signal }) {
+    checkEndpointOption(values.endpoint);
+    checkFingerprintOption(values.fingerprint);
     const context = await takeOwnership(openContexts(), {
       endpoint: values.endpoint,
       fingerprint: values.fingerprint,

@@ -17,8 +17,8 @@ import { promisify } from 'node:util';
 import { encodePem, spkiFingerprint } from '../../src/formats/x509.ts';
 import { ClusterService } from '../../src/rpc/gen/ashlar/cluster/v1/cluster_pb.ts';
 import { openChannel } from '../../src/rpc/grpc-client.ts';
-import { pinnedServer, splitAddress, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
-import { CURATOR_SERVER_NAME, checkFingerprint } from '../../src/rpc/tls-names.ts';
+import { pinnedServer, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
+import { CURATOR_SERVER_NAME } from '../../src/rpc/tls-names.ts';
 import { refuseSharedFile } from '../host/private-file.ts';
 import { withAdvice } from './advice.ts';
 import {
@@ -42,8 +42,6 @@ export interface TakeOwnershipOptions {
 
 export async function takeOwnership(store: ContextStore, options: TakeOwnershipOptions): Promise<Context> {
   const { endpoint, fingerprint, contextName, operatorName, signal } = options;
-  splitAddress(endpoint);
-  checkFingerprint(fingerprint);
   const owner = await readOwner(options.ownerDirectory);
   const recoveryFingerprint = await readRecoveryFingerprint(options.ownerDirectory);
   const before = await store.read(contextName);
