@@ -73,6 +73,16 @@ async function testFiles(stage: Stage, patterns: readonly string[]): Promise<str
   return found.filter((path) => stage.accepts(path) && selected(path)).sort();
 }
 
+/** Refuses a pattern that selects nothing: a test that was mistyped would otherwise pass. */
+async function refuseUselessPatterns(stages: readonly Stage[], patterns: readonly string[]): Promise<void> {
+  const files = (await Promise.all(stages.map((stage) => testFiles(stage, [])))).flat();
+  const useless = patterns.filter((pattern) => !files.some((path) => path.includes(pattern)));
+  if (useless.length === 0) return;
+  const where = stages.map(({ name }) => name).join(', ');
+  const shown = useless.map((pattern) => JSON.stringify(pattern)).join(', ');
+  throw new Error(`cannot run ${shown}: no test file of ${where} has that in its path`);
+}
+
 async function runStage(stage: Stage, patterns: readonly string[], signal: AbortSignal): Promise<StageResult> {
   const files = await testFiles(stage, patterns);
   const startMs = performance.now();
@@ -169,6 +179,8 @@ const test = command({
     const chosen = stage === undefined ? [UNIT, INTEGRATION, VM] : stages[stage];
     if (chosen === undefined)
       throw new UsageError(`there are no ${JSON.stringify(stage)} tests; choose unit, integration, vm or full`);
+
+    await refuseUselessPatterns(chosen, pattern);
 
     const seed = values.seed ?? String(randomInt(2 ** 31));
     process.env.ASHLAR_TEST_SEED = seed;

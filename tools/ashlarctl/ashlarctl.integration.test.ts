@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { createPrivateKey, createPublicKey, X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
@@ -73,6 +73,13 @@ async function runBadly(pattern: RegExp, ...argv: string[]): Promise<string> {
   return outcome.stderr;
 }
 
+/** The command line itself is wrong. */
+async function runWrongly(pattern: RegExp, ...argv: string[]): Promise<void> {
+  const outcome = await run(...argv);
+  assert.equal(outcome.code, 2, outcome.stderr);
+  assert.match(outcome.stderr, pattern);
+}
+
 let home: string;
 before(async () => {
   home = await mkdtemp(join(tmpdir(), 'ashlarctl-'));
@@ -108,6 +115,19 @@ describe('cluster prepare', () => {
     assert.deepEqual(await readdir(directory), ['mine']);
     assert.deepEqual(await readdir(home), neighbours);
   });
+});
+
+test('a time server that is no address is refused before any key is made', async () => {
+  const directory = join(home, 'named-server');
+  await runWrongly(
+    /--time-server must be an IP address/,
+    'cluster',
+    'prepare',
+    directory,
+    '--time-server',
+    'ntp.example',
+  );
+  await assert.rejects(stat(directory), /ENOENT/);
 });
 
 describe('first contact', () => {
@@ -177,10 +197,21 @@ describe('first contact', () => {
       owner,
     ];
     const right = `SHA256:${'A'.repeat(43)}`;
-    await runBadly(/as the console of the node shows it/, ...take('127.0.0.1:1', 'ab:cd'));
-    await runBadly(/give HOST:PORT/, ...take('127.0.0.1', right));
+    await runWrongly(/--fingerprint: .*as the console of the node shows it/, ...take('127.0.0.1:1', 'ab:cd'));
+    await runWrongly(/--endpoint: .*give HOST:PORT/, ...take('127.0.0.1', right));
     await runBadly(/connection refused.*console says "ready"/, ...take('127.0.0.1:1', right));
     await runBadly(/--owner names the directory/, ...take('127.0.0.1:1', right).slice(0, -1), join(home, 'nowhere'));
+  });
+
+  test("an owner's key that others can read is not used, and the way out is said", async () => {
+    const owner = join(home, 'shared-owner');
+    await runWell('cluster', 'prepare', owner);
+    const take = ['cluster', 'take-ownership', '--endpoint', '127.0.0.1:1'];
+    const argv = [...take, '--fingerprint', `SHA256:${'A'.repeat(43)}`, '--owner', owner];
+    await chmod(join(owner, 'owner.key'), 0o640);
+    await runBadly(/cannot use the owner's key: .*owner\.key has mode 0640, others.*; run: chmod 600 /, ...argv);
+    await chmod(join(owner, 'owner.key'), 0o600);
+    await runBadly(/connection refused/, ...argv);
   });
 });
 
@@ -214,7 +245,15 @@ describe('contexts', () => {
     }
     await runWell('context', 'set', '--endpoint-override', '*=127.0.0.1:9', '--endpoint', '127.0.0.1:2');
     assert.deepEqual({ ...(await store.read('lab'))?.nodeEndpoints }, { '*': '127.0.0.1:9' });
-    await runBadly(/whole node ID/, 'context', 'set', '--endpoint-override', 'node-1=127.0.0.1:9');
+    await runWrongly(
+      /--endpoint-override: .*whole node ID/,
+      'context',
+      'set',
+      '--endpoint-override',
+      'node-1=127.0.0.1:9',
+    );
+    await runWrongly(/--endpoint-override: .*give HOST:PORT/, 'context', 'set', '--endpoint-override', '*=localhost');
+    await runWrongly(/--endpoint: .*give HOST:PORT/, 'context', 'set', '--endpoint', 'localhost');
     await runWell('context', 'remove', 'lab');
     assert.deepEqual(await readdir(join(home, 'config/ashlar/contexts')), []);
     await runBadly(/there is no context yet/, 'node', 'list');

@@ -1,10 +1,17 @@
 /** `ashlarctl cluster …` */
+import { isIP } from 'node:net';
 import { userInfo } from 'node:os';
 import { timestampDate } from '@bufbuild/protobuf/wkt';
 import { NodeState } from '../../src/rpc/gen/ashlar/cluster/v1/cluster_pb.ts';
-import { command, commandGroup } from '../host/command-line.ts';
+import { command, commandGroup, UsageError } from '../host/command-line.ts';
 import { prepareCluster } from './cluster-prepare.ts';
-import { COMMON_OPTIONS, OVERRIDE_OPTION, printJson } from './command-options.ts';
+import {
+  COMMON_OPTIONS,
+  checkEndpointOption,
+  checkFingerprintOption,
+  OVERRIDE_OPTION,
+  printJson,
+} from './command-options.ts';
 import { connectCluster, parseOverrides } from './connection.ts';
 import { openContexts, operatorCertificate } from './contexts.ts';
 import { iso, nameOf } from './node-view.ts';
@@ -17,9 +24,10 @@ const prepare = command({
   options: {
     'time-server': {
       type: 'string',
-      value: 'HOST',
+      value: 'ADDRESS',
       multiple: true,
-      summary: 'NTP server that the node asks; without one it takes those that the image names',
+      summary:
+        'IP address of an NTP server that the node asks, eight at most; without one it follows its PTP clock, as virtual machines have one, or none',
     },
     'without-tpm': {
       type: 'boolean',
@@ -29,6 +37,11 @@ const prepare = command({
   },
   positionals: [{ name: 'directory', summary: 'a new directory for them', required: true }],
   async run(values, { print }) {
+    for (const server of values['time-server'])
+      if (isIP(server) === 0)
+        throw new UsageError(
+          `--time-server must be an IP address (a node has no resolver), got ${JSON.stringify(server)}`,
+        );
     const prepared = await prepareCluster(values.directory, {
       timeServers: values['time-server'],
       isTpmRequired: !values['without-tpm'],
@@ -68,6 +81,8 @@ const own = command({
     json: COMMON_OPTIONS.json,
   },
   async run(values, { print, signal }) {
+    checkEndpointOption(values.endpoint);
+    checkFingerprintOption(values.fingerprint);
     const context = await takeOwnership(openContexts(), {
       endpoint: values.endpoint,
       fingerprint: values.fingerprint,

@@ -7,7 +7,9 @@ import { NodeService } from '../../src/rpc/gen/ashlar/node/v1/node_pb.ts';
 import { openChannel, type RpcChannel, type ServiceClient } from '../../src/rpc/grpc-client.ts';
 import { splitAddress } from '../../src/rpc/pinned-server.ts';
 import { CURATOR_SERVER_NAME, isNodeId, nodeServerName } from '../../src/rpc/tls-names.ts';
+import { UsageError } from '../host/command-line.ts';
 import { type AdviceContext, withAdvice } from './advice.ts';
+import { asUsage } from './command-options.ts';
 import { type Context, type ContextStore, operatorCertificate } from './contexts.ts';
 
 /** A cluster as an operator reaches it. Every call through it fails with an error that says what to do. */
@@ -117,18 +119,18 @@ export async function connectCluster(store: ContextStore, options: ConnectionOpt
   }
 }
 
-/** `NODE=HOST:PORT` entries as a table. Throws an error that shows the form. */
+/** The `NODE=HOST:PORT` of `--endpoint-override` as a table. @throws UsageError that shows the form */
 export function parseOverrides(entries: readonly string[]): Record<string, string> {
   return Object.fromEntries(
     entries.map((entry) => {
       const separator = entry.indexOf('=');
       const [node, address] = [entry.slice(0, separator), entry.slice(separator + 1)];
       if (separator === -1 || (node !== '*' && !isNodeId(node))) {
-        throw new Error(
-          `cannot use ${JSON.stringify(entry)}: give NODE=HOST:PORT with a whole node ID, or *=HOST:PORT for every node`,
+        throw new UsageError(
+          `--endpoint-override: cannot use ${JSON.stringify(entry)}: give NODE=HOST:PORT with a whole node ID, or *=HOST:PORT for every node`,
         );
       }
-      splitAddress(address);
+      asUsage('--endpoint-override', () => splitAddress(address));
       return [node, address];
     }),
   );

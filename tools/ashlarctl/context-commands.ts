@@ -1,8 +1,7 @@
 /** `ashlarctl context …` */
 
-import { splitAddress } from '../../src/rpc/pinned-server.ts';
 import { command, commandGroup } from '../host/command-line.ts';
-import { COMMON_OPTIONS, OVERRIDE_OPTION, printJson } from './command-options.ts';
+import { COMMON_OPTIONS, checkEndpointOption, OVERRIDE_OPTION, printJson } from './command-options.ts';
 import { parseOverrides } from './connection.ts';
 import { type Context, openContexts, operatorCertificate } from './contexts.ts';
 import { fields, table } from './table.ts';
@@ -77,9 +76,9 @@ const set = command({
     json,
   },
   async run(values, { print }) {
+    if (values.endpoint !== undefined) checkEndpointOption(values.endpoint);
     const store = openContexts();
     const { name, context } = await store.get(values.context);
-    if (values.endpoint !== undefined) splitAddress(values.endpoint);
     const changed: Context = {
       ...context,
       endpoint: values.endpoint ?? context.endpoint,

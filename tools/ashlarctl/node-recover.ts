@@ -19,12 +19,12 @@ import { type JudgePolicy, judge, type Verdict } from '../../src/measure/judge.t
 import type { GetRecoveryStateResponse } from '../../src/rpc/gen/ashlar/node/v1/recovery_pb.ts';
 import { RecoveryService } from '../../src/rpc/gen/ashlar/node/v1/recovery_pb.ts';
 import { openChannel, type ServiceClient } from '../../src/rpc/grpc-client.ts';
-import { pinnedServer, splitAddress, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
-import { checkFingerprint, RECOVERY_SERVER_NAME } from '../../src/rpc/tls-names.ts';
+import { pinnedServer, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
+import { RECOVERY_SERVER_NAME } from '../../src/rpc/tls-names.ts';
 import { command, UsageError } from '../host/command-line.ts';
 import { withAdvice } from './advice.ts';
 import { RECOVERY_KEY_FILE } from './cluster-prepare.ts';
-import { printJson } from './command-options.ts';
+import { checkEndpointOption, checkFingerprintOption, printJson } from './command-options.ts';
 import { JUDGE_OPTIONS, readJudgePolicy } from './judge-options.ts';
 import { printable } from './table.ts';
 import { ATTESTATION_TIMEOUT_MS, takeEvidence } from './take-evidence.ts';
@@ -64,8 +64,8 @@ export const nodeRecover = command({
   },
   async run(values, { print, signal, progress }) {
     const { endpoint, fingerprint, out } = values;
-    splitAddress(endpoint);
-    checkFingerprint(fingerprint);
+    checkEndpointOption(endpoint);
+    checkFingerprintOption(fingerprint);
     if ((values['ek-ca'] === undefined) !== values['trust-any-tpm']) {
       throw new UsageError(
         "give --ek-ca FILE with the TPM maker's certificates, or --trust-any-tpm: then a program that claims to be a TPM could have the key",

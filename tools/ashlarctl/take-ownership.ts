@@ -17,8 +17,9 @@ import { promisify } from 'node:util';
 import { encodePem, spkiFingerprint } from '../../src/formats/x509.ts';
 import { ClusterService } from '../../src/rpc/gen/ashlar/cluster/v1/cluster_pb.ts';
 import { openChannel } from '../../src/rpc/grpc-client.ts';
-import { pinnedServer, splitAddress, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
-import { CURATOR_SERVER_NAME, checkFingerprint } from '../../src/rpc/tls-names.ts';
+import { pinnedServer, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
+import { CURATOR_SERVER_NAME } from '../../src/rpc/tls-names.ts';
+import { refuseSharedFile } from '../host/private-file.ts';
 import { withAdvice } from './advice.ts';
 import {
   NODE_PARAMETERS_FILE,
@@ -41,8 +42,6 @@ export interface TakeOwnershipOptions {
 
 export async function takeOwnership(store: ContextStore, options: TakeOwnershipOptions): Promise<Context> {
   const { endpoint, fingerprint, contextName, operatorName, signal } = options;
-  splitAddress(endpoint);
-  checkFingerprint(fingerprint);
   const owner = await readOwner(options.ownerDirectory);
   const recoveryFingerprint = await readRecoveryFingerprint(options.ownerDirectory);
   const before = await store.read(contextName);
@@ -118,10 +117,11 @@ async function readRecoveryFingerprint(directory: string): Promise<string> {
   }
 }
 
-/** Certificate and key of a directory that `cluster prepare` made, which fit each other. */
+/** Certificate and key of a directory that `cluster prepare` made, which fit each other; the key is the reader's alone. */
 export async function readOwner(directory: string): Promise<{ certificatePem: string; privateKeyPem: string }> {
   const certificatePem = await readOwnerFile(directory, OWNER_CERTIFICATE_FILE);
   const privateKeyPem = await readOwnerFile(directory, OWNER_KEY_FILE);
+  await refuseSharedFile(join(directory, OWNER_KEY_FILE), "cannot use the owner's key");
   let fits: boolean;
   try {
     fits = new X509Certificate(certificatePem).checkPrivateKey(createPrivateKey(privateKeyPem));

@@ -71,18 +71,20 @@ export async function makeEnrolment(options: EnrolmentOptions): Promise<Enrolmen
   return { auth, lists };
 }
 
-/** Writes the files into a new directory, all of them or none. */
-export async function writeEnrolmentFiles(enrolment: Enrolment, directory: string): Promise<void> {
+/** Writes the files into a new directory, all of them or none. Returns their names. */
+export async function writeEnrolmentFiles(enrolment: Enrolment, directory: string): Promise<string[]> {
   const target = resolve(directory);
   if (await stat(target).catch(() => undefined)) throw new Error(`cannot export to ${target}: it is there already`);
   await mkdir(dirname(target), { recursive: true });
   const temporary = await mkdtemp(join(dirname(target), `.${basename(target)}.new-`));
   try {
-    for (const { name } of enrolledVariables) {
-      await writeFile(join(temporary, `${name}.auth`), enrolment.auth[name]);
-      await writeFile(join(temporary, `${name}.esl`), enrolment.lists[name]);
-    }
+    const files = enrolledVariables.flatMap(({ name }) => [
+      { file: `${name}.auth`, content: enrolment.auth[name] },
+      { file: `${name}.esl`, content: enrolment.lists[name] },
+    ]);
+    for (const { file, content } of files) await writeFile(join(temporary, file), content);
     await rename(temporary, target);
+    return files.map(({ file }) => file);
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });
     throw error;
@@ -129,6 +131,7 @@ export const exportAuthCommand = command({
       multiple: true,
       summary: "a certificate of Microsoft's for db: the machine then starts whatever Microsoft signs, too",
     },
+    json: { type: 'boolean', summary: 'print the directory and the names of the files in it as JSON' },
   },
   run: async (values, { print, progress, signal }) => {
     const keys = await loadPublicKeys(values.keys);
@@ -147,7 +150,8 @@ export const exportAuthCommand = command({
       timestamp: new Date(),
       microsoftPems: certificates.map(({ pem }) => pem),
     });
-    await writeEnrolmentFiles(enrolment, values.out);
-    print(`wrote ${resolve(values.out)}`);
+    const files = await writeEnrolmentFiles(enrolment, values.out);
+    const directory = resolve(values.out);
+    print(values.json ? JSON.stringify({ directory, files }, undefined, 2) : `wrote ${directory}`);
   },
 });

@@ -23,6 +23,11 @@ interface Source {
 const DEBIAN_SUITE =
   /^(?:buster|bullseye|bookworm|trixie|forky|sid|oldoldstable|oldstable|stable|testing|unstable)(?:-(updates|security|backports|proposed-updates))?$/;
 
+/** Has the form of an archive's base URI, as apt takes it. */
+export function isMirrorUri(text: string): boolean {
+  return /^[a-z+]+:\S+$/.test(text);
+}
+
 /**
  * The host's Debian mirror, or the one given.
  *
@@ -33,7 +38,7 @@ const DEBIAN_SUITE =
 export async function findDebianMirror(mirror?: string, aptDirectory = '/etc/apt'): Promise<DebianMirror> {
   if (mirror !== undefined) {
     const archive = withoutSlash(mirror);
-    if (!/^[a-z+]+:\S+$/.test(archive)) {
+    if (!isMirrorUri(archive)) {
       throw new Error(`cannot use ${JSON.stringify(mirror)} as a mirror: it is not a URI such as http://HOST/debian`);
     }
     return { archive, security: `${archive}-security` };

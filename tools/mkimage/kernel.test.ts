@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import commandLine from '../../image/kernel-command-line.json' with { type: 'json' };
 import { mergeFragments, unmetSymbols } from './kernel.ts';
-import { kernelCommandLineFragment } from './kernel-command-line.ts';
+import { kernelCommandLine, kernelCommandLineFragment } from './kernel-command-line.ts';
 
 test('a symbol that kconfig did not take as asked is named with its fragment', () => {
   const requested = mergeFragments([
@@ -56,4 +56,18 @@ test('the command line is compiled in as the only one, and one that would break 
   assert.equal(fragment.symbols.get('CMDLINE_OVERRIDE')?.value, 'y');
   assert.throws(() => kernelCommandLineFragment('a="b c"'), /cannot compile in the kernel command line/);
   assert.throws(() => kernelCommandLineFragment('a\nCONFIG_MODULES=y'), /cannot compile in the kernel command line/);
+});
+
+test('a mistyped, an unknown and an empty key of the kernel command line are refused by file and key', () => {
+  const file = /: image\/kernel-command-line\.json\[0\]/;
+  const refused = (entry: object, problem: RegExp) => {
+    assert.throws(() => kernelCommandLine([entry]), file);
+    assert.throws(() => kernelCommandLine([entry]), problem);
+  };
+  refused({ word: 'panic=10', raeson: 'why' }, /\.raeson is not a key/);
+  refused({ word: 'panic=10', reason: 'why', extra: 1 }, /\.extra is not a key/);
+  refused({ word: 'panic=10' }, /\.reason is missing/);
+  // Two words in one entry would have one reason.
+  refused({ word: 'panic=10 quiet', reason: 'why' }, /\.word must match/);
+  assert.match(kernelCommandLine(), /^rdinit=\/init /);
 });

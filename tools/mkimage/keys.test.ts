@@ -3,8 +3,19 @@ import { X509Certificate } from 'node:crypto';
 import { chmod, cp, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { PassThrough } from 'node:stream';
 import { after, before, describe, it } from 'node:test';
-import { developmentKeys, generateKeys, loadKeys, loadPublicKeys, rotatePolicyKey } from './keys.ts';
+import { runCommandLine } from '../host/command-line.ts';
+import { exportAuthCommand } from './enrolment-files.ts';
+import {
+  developmentKeys,
+  generateKeys,
+  generateKeysCommand,
+  loadKeys,
+  loadPublicKeys,
+  rotatePolicyKey,
+  rotatePolicyKeyCommand,
+} from './keys.ts';
 
 const compareText = (a: string | undefined, b: string | undefined): number => ((a ?? '') < (b ?? '') ? -1 : 1);
 
@@ -129,5 +140,36 @@ describe('developmentKeys', () => {
       if (previous === undefined) delete process.env['XDG_DATA_HOME'];
       else process.env['XDG_DATA_HOME'] = previous;
     }
+  });
+});
+
+describe('the commands', () => {
+  const json = async (command: Parameters<typeof runCommandLine>[0], ...argv: string[]): Promise<unknown> => {
+    const stdout = new PassThrough();
+    const code = await runCommandLine(command, [...argv, '--json'], { stdout, stderr: process.stderr });
+    assert.equal(code, 0);
+    return JSON.parse(String(stdout.read()));
+  };
+
+  it('say as JSON where the keys are and what kind they are', async () => {
+    const out = join(directory, 'as-json');
+    assert.deepEqual(await json(generateKeysCommand, '--out', out, '--development'), {
+      directory: out,
+      isDevelopment: true,
+      isTestOnly: false,
+    });
+    assert.equal((await loadKeys(out)).isDevelopment, true);
+    const next = join(directory, 'as-json-2');
+    const rotated = await json(rotatePolicyKeyCommand, '--keys', out, '--out', next);
+    const [former] = (await loadPublicKeys(next)).formerPolicyKeys;
+    assert.deepEqual(rotated, { directory: next, former: former?.name });
+  });
+
+  it('say as JSON which files enrol the keys', async () => {
+    const out = join(directory, 'enrolment');
+    const made = await json(exportAuthCommand, '--keys', join(directory, 'made'), '--out', out);
+    const files = ['db.auth', 'db.esl', 'KEK.auth', 'KEK.esl', 'PK.auth', 'PK.esl'];
+    assert.deepEqual(made, { directory: out, files });
+    assert.deepEqual((await readdir(out)).toSorted(compareText), files.toSorted(compareText));
   });
 });

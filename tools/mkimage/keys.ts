@@ -27,6 +27,7 @@ import { createCertificate } from '../../src/formats/x509.ts';
 import { policyKeyFingerprint } from '../../src/measure/pcr-signature.ts';
 import { maxFormerPolicyKeys } from '../../src/measure/policy.ts';
 import { command } from '../host/command-line.ts';
+import { refuseSharedFile } from '../host/private-file.ts';
 import { xdgDataDirectory } from '../host/xdg.ts';
 
 const generateKeyPair = promisify(generateKeyPairCallback);
@@ -354,13 +355,7 @@ async function keyText(directory: string, name: string): Promise<string> {
 
 async function privateText(directory: string, name: string): Promise<string> {
   const content = await keyText(directory, name);
-  const path = join(directory, name);
-  const { mode } = await stat(path);
-  if ((mode & 0o077) !== 0) {
-    throw new Error(
-      `cannot load keys: ${path} has mode 0${(mode & 0o777).toString(8)}, others can read it; run: chmod 600 ${path}`,
-    );
-  }
+  await refuseSharedFile(join(directory, name), 'cannot load keys');
   return content;
 }
 
@@ -419,10 +414,14 @@ export const generateKeysCommand = command({
       type: 'boolean',
       summary: 'mark them as keys of test variants (build --test-variant), which every other build refuses',
     },
+    json: { type: 'boolean', summary: 'print where they are as JSON' },
   },
-  run: async ({ out, development, 'test-only': isTestOnly }, { print }) => {
+  run: async ({ out, development, 'test-only': isTestOnly, json }, { print }) => {
     await generateKeys(out, { isDevelopment: development, isTestOnly });
-    print(`wrote ${resolve(out)}`);
+    const directory = resolve(out);
+    // The mark on the certificates says one of them only, and test-only is the narrower.
+    const made = { directory, isDevelopment: development && !isTestOnly, isTestOnly };
+    print(json ? JSON.stringify(made, undefined, 2) : `wrote ${directory}`);
   },
 });
 
@@ -432,9 +431,15 @@ export const rotatePolicyKeyCommand = command({
   options: {
     keys: { type: 'string', value: 'DIR', required: true, summary: 'the keys as they are; they stay as they are' },
     out: { type: 'string', value: 'DIR', required: true, summary: 'a directory that does not exist yet' },
+    json: { type: 'boolean', summary: 'print where they are, and the name of the former policy key, as JSON' },
   },
-  run: async ({ keys, out }, { print }) => {
+  run: async ({ keys, out, json }, { print }) => {
     const { former } = await rotatePolicyKey(keys, out);
-    print(`wrote ${resolve(out)}; the policy key before is ${former} there`);
+    const directory = resolve(out);
+    print(
+      json
+        ? JSON.stringify({ directory, former }, undefined, 2)
+        : `wrote ${directory}; the policy key before is ${former} there`,
+    );
   },
 });

@@ -3,6 +3,7 @@ import { relative } from 'node:path';
 import { command, commandGroup, runCommandLine, UsageError } from '../host/command-line.ts';
 import { buildImage, buildUnsignedImage } from './build.ts';
 import { exportAuthCommand } from './enrolment-files.ts';
+import { isMirrorUri } from './host-apt-sources.ts';
 import { inspectCommand } from './inspect.ts';
 import { generateKeysCommand, rotatePolicyKeyCommand } from './keys.ts';
 import { LOCK_FILE, lockPackages, writePackageLock } from './packages.ts';
@@ -13,6 +14,12 @@ const mirror = {
   value: 'URI',
   summary: "base of Debian's archive, as in http://HOST/debian; otherwise the one that this host's apt uses",
 } as const;
+
+/** At once, and not only when the cache lacks a package. */
+function checkMirror(uri: string | undefined): void {
+  if (uri !== undefined && !isMirrorUri(uri))
+    throw new UsageError(`--mirror must be a URI such as http://HOST/debian, got ${JSON.stringify(uri)}`);
+}
 
 const build = command({
   name: 'build',
@@ -55,6 +62,9 @@ const build = command({
   },
   run: async (values, { progress, print, signal }) => {
     const { out, keys, epoch, mirror, jobs, json, unsigned } = values;
+    // Empty, as an unset variable of a script is, would be the current directory.
+    if (out === '') throw new UsageError('--out must name a directory, got ""');
+    checkMirror(mirror);
     const { policy, 'secure-boot': secureBoot, former } = await signersFrom(values, signal);
     const options = {
       outDir: out,
@@ -95,11 +105,16 @@ const build = command({
 const lock = command({
   name: 'lock',
   summary: 'Resolve image/packages.json to exact files and write image/lock.json',
-  options: { mirror },
-  run: async ({ mirror }, { progress, print, signal }) => {
+  options: { mirror, json: { type: 'boolean', summary: 'print what was locked as JSON' } },
+  run: async ({ mirror, json }, { progress, print, signal }) => {
+    checkMirror(mirror);
     const resolved = await lockPackages({ progress, mirror, signal });
     const { changed } = await writePackageLock(resolved);
     const bytes = resolved.packages.reduce((sum, { size }) => sum + size, 0);
+    if (json) {
+      print(JSON.stringify({ changed, packages: resolved.packages.length, bytes, path: LOCK_FILE }, undefined, 2));
+      return;
+    }
     const what = `${resolved.packages.length} packages, ${(bytes / 1e6).toFixed(0)} MB`;
     print(changed ? `wrote ${relative('.', LOCK_FILE)}: ${what}` : `nothing changed: ${what}`);
   },

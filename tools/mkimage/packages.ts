@@ -13,12 +13,15 @@
  */
 import { mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import packageRequest from '../../image/packages.json' with { type: 'json' };
+import { isDeepStrictEqual } from 'node:util';
+import { type Check, type Checked, integer, list, object, oneOf, text } from '../../src/formats/json-shape.ts';
 import { cacheDirectory, cachedFile, fileSha256 } from '../host/cache.ts';
 import type { Progress } from '../host/progress.ts';
 import { type ArchivePackage, type DebianArchive, openDebianArchive } from './debian-archive.ts';
 
-export type PackageGroup = keyof typeof packageRequest.groups;
+/** What image/packages.json asks for. */
+export type PackageRequest = Checked<typeof requestShape>;
+export type PackageGroup = keyof PackageRequest['groups'];
 
 export interface LockedPackage extends ArchivePackage {
   /** The groups of image/packages.json that need it. */
@@ -57,29 +60,82 @@ export interface PackageOptions {
 }
 
 export const LOCK_FILE = join(import.meta.dirname, '../../image/lock.json');
+const REQUEST_FILE = join(import.meta.dirname, '../../image/packages.json');
+const LOCK_ANEW = 'make a new lock with: mkimage lock';
 
-export async function readPackageLock(path = LOCK_FILE): Promise<PackageLock> {
-  const text = await readFile(path, 'utf8').catch((error: Error) => {
-    throw new Error(`cannot read the package lock: ${error.message}; make one with: mkimage lock`, { cause: error });
-  });
-  const lock = JSON.parse(text) as PackageLock;
-  for (const entry of lock.packages) {
-    if (!/^[0-9a-f]{64}$/.test(entry.sha256)) {
-      throw new Error(`cannot use ${path}: ${entry.name} has no SHA-256; make a new lock with: mkimage lock`);
-    }
-  }
+const line = text({ min: 1, max: 500 });
+const groupShape = object({
+  why: line,
+  closure: oneOf('all', 'libraries', 'none'),
+  packages: list(line, { max: 1000 }),
+});
+const requestShape = object({
+  suites: list(line, { max: 20 }),
+  components: list(line, { max: 20 }),
+  groups: object({
+    tools: groupShape,
+    kernel: groupShape,
+    boot: groupShape,
+    firmware: groupShape,
+    image: groupShape,
+    test: groupShape,
+  }),
+});
+
+const lockShape: Check<PackageLock> = object({
+  lockedAt: integer({ min: 0, max: Number.MAX_SAFE_INTEGER }),
+  packages: list(
+    object({
+      name: line,
+      version: line,
+      architecture: line,
+      suite: line,
+      path: line,
+      sha256: text({ max: 64, pattern: /^[0-9a-f]{64}$/ }),
+      size: integer({ min: 1, max: Number.MAX_SAFE_INTEGER }),
+      groups: list(line, { max: 20 }),
+    }),
+    { max: 10_000 },
+  ),
+});
+
+export function readPackageRequest(path = REQUEST_FILE): Promise<PackageRequest> {
+  return readShape(path, requestShape, 'correct it');
+}
+
+/** @throws when the file is no lock, or not one of all that is requested */
+export async function readPackageLock(path = LOCK_FILE, requestPath = REQUEST_FILE): Promise<PackageLock> {
+  const lock = await readShape(path, lockShape, LOCK_ANEW);
+  const { groups } = await readPackageRequest(requestPath);
+  const missing = Object.entries(groups).flatMap(([group, { packages }]) =>
+    packages
+      .filter((name) => !lock.packages.some((entry) => entry.name === name && entry.groups.includes(group)))
+      .map((name) => `${name} (${group})`),
+  );
+  if (missing.length > 0)
+    throw new Error(`cannot use ${path}: ${requestPath} asks for ${missing.join(', ')}, not in it; ${LOCK_ANEW}`);
   return lock;
+}
+
+async function readShape<T>(path: string, shape: Check<T>, wayOut: string): Promise<T> {
+  try {
+    return shape(JSON.parse(await readFile(path, 'utf8')), '');
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new Error(`cannot use ${path}: ${reason}; ${wayOut}`, { cause: error });
+  }
 }
 
 /** Resolves image/packages.json to exact files. Nothing is downloaded but the archive's lists. */
 export async function lockPackages(options: PackageOptions): Promise<PackageLock> {
+  const request = await readPackageRequest();
   return options.progress.step('packages: resolve', async (report) => {
     const archive = await openArchive(options);
     report({ detail: 'reading the archive’s lists' });
     await archive.update();
     const groupsOf = new Map<string, Set<string>>();
     const versions = new Map<string, string>();
-    for (const [group, { packages, closure }] of Object.entries(packageRequest.groups)) {
+    for (const [group, { packages, closure }] of Object.entries(request.groups)) {
       report({ detail: group });
       for (const { name, version } of await resolveGroup(archive, packages, closure)) {
         versions.set(name, version);
@@ -106,7 +162,7 @@ export async function lockPackages(options: PackageOptions): Promise<PackageLock
 /** Keeps `lockedAt` when the packages are the same: locking twice is then no change, and neither is the image. */
 export async function writePackageLock(lock: PackageLock, path = LOCK_FILE): Promise<{ changed: boolean }> {
   const before = await readPackageLock(path).catch(() => undefined);
-  const changed = JSON.stringify(before?.packages) !== JSON.stringify(lock.packages);
+  const changed = !isDeepStrictEqual(before?.packages, lock.packages);
   if (!changed) return { changed };
   const temporary = `${path}.${process.pid}`;
   await writeFile(temporary, `${JSON.stringify(lock, undefined, 2)}\n`);
@@ -117,7 +173,7 @@ export async function writePackageLock(lock: PackageLock, path = LOCK_FILE): Pro
 async function resolveGroup(
   archive: DebianArchive,
   names: readonly string[],
-  closure: string,
+  closure: PackageRequest['groups'][PackageGroup]['closure'],
 ): Promise<{ name: string; version: string }[]> {
   if (closure === 'none') {
     const found = await archive.newest(names);
@@ -269,10 +325,10 @@ async function inCache(entry: LockedPackage): Promise<boolean> {
   return (await stat(cachePath(entry)).catch(() => undefined)) !== undefined;
 }
 
-function openArchive(options: PackageOptions): Promise<DebianArchive> {
-  const { components } = packageRequest;
-  const suites = options.suites ?? packageRequest.suites;
-  return openDebianArchive({ suites, components, mirror: options.mirror, signal: options.signal });
+async function openArchive(options: PackageOptions): Promise<DebianArchive> {
+  const { components, suites: requested } = await readPackageRequest();
+  const suites = options.suites ?? requested;
+  return await openDebianArchive({ suites, components, mirror: options.mirror, signal: options.signal });
 }
 
 /** Beside the cache's packages, so that moving a file into it is a rename. */
