@@ -8,7 +8,7 @@ import {
   publicEncrypt,
   randomBytes,
 } from 'node:crypto';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Writable } from 'node:stream';
@@ -228,7 +228,11 @@ test('somebody with another owner certificate, even one that the owner issued, r
 test('another recovery key than the volume has is named before the TPM is asked', async () => {
   const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
   const path = join(home, 'another.key');
-  await writeFile(path, privateKey.export({ type: 'pkcs8', format: 'pem' }));
+  await writeFile(path, privateKey.export({ type: 'pkcs8', format: 'pem' }), { mode: 0o644 });
+  const shared = await run(...recoverArgs(), '--trust-any-tpm', '--recovery-key', path);
+  assert.match(shared.stderr, /cannot use the recovery key: .* others can read it; run: chmod 600/);
+  assertNothingSent(shared);
+  await chmod(path, 0o600);
   const outcome = await run(...recoverArgs(), '--trust-any-tpm', '--recovery-key', path);
   assert.equal(outcome.code, 1);
   assert.match(outcome.stderr, /recovery slot is for the key SHA256:.*, yours is SHA256:/);

@@ -22,6 +22,7 @@ import { openChannel, type ServiceClient } from '../../src/rpc/grpc-client.ts';
 import { pinnedServer, WrongFingerprintError } from '../../src/rpc/pinned-server.ts';
 import { RECOVERY_SERVER_NAME } from '../../src/rpc/tls-names.ts';
 import { command, UsageError } from '../host/command-line.ts';
+import { refuseSharedFile } from '../host/private-file.ts';
 import { withAdvice } from './advice.ts';
 import { RECOVERY_KEY_FILE } from './cluster-prepare.ts';
 import { checkEndpointOption, checkFingerprintOption, printJson } from './command-options.ts';
@@ -233,6 +234,7 @@ async function readRecoveryKey(path: string): Promise<KeyObject> {
     // The parser's message could quote the key.
     throw new Error(`cannot read the recovery key ${path}: it is no private key in PEM without a passphrase`);
   }
+  await refuseSharedFile(path, 'cannot use the recovery key');
   if (key.asymmetricKeyType === 'rsa') return key;
   throw new Error(`cannot use the recovery key ${path}: it is ${key.asymmetricKeyType}, and recovery keys are RSA`);
 }
