@@ -72,8 +72,8 @@ const epochFile = object({ version: exactly(1), epoch: integer({ min: 1, max: ma
 export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths> {
   const { outDir, signal } = options;
   const timings: Record<string, number> = {};
-  await prepareOutDirectory(resolve(outDir));
   const { keys, signers } = await keysOf(options);
+  await prepareOutDirectory(resolve(outDir));
   const { prepared, toolRoot } = await prepareImage(options, keys, timings);
   const uki = await signUki(prepared.uki, keys, signers);
   return await finishImage({ prepared, uki, outDir, toolRoot, timings, signal });
@@ -81,9 +81,9 @@ export async function buildImage(options: BuildOptions): Promise<BuiltImagePaths
 
 /** Stops before signing: see {@link writeUnsignedImage}. No private key is needed, and none is read. */
 export async function buildUnsignedImage(options: BuildOptions): Promise<{ directory: string; request: string }> {
+  const keys = await loadPublicKeys(options.keysDir ?? (await developmentKeys()).directory);
   await prepareOutDirectory(resolve(options.outDir));
-  const keysDir = options.keysDir ?? (await developmentKeys()).directory;
-  const { prepared } = await prepareImage(options, await loadPublicKeys(keysDir), {});
+  const { prepared } = await prepareImage(options, keys, {});
   return await writeUnsignedImage(prepared, options.outDir);
 }
 
