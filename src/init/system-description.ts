@@ -22,7 +22,7 @@ const systemDescription = object({
   blockSize: exactly(4096),
   hashAlgorithm: oneOf('sha256'),
   policyKeyPem: pem,
-  /** Policy keys of earlier images that this one is approved with too; of the policy key's own standing otherwise. */
+  /** Policy keys of earlier images, which approve this one too. */
   formerPolicyKeyPems: list(pem, { max: maxFormerPolicyKeys }),
   sealing: object({ policyRef: text({ min: 1, max: 128 }) }),
 });

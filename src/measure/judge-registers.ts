@@ -1,5 +1,4 @@
 /** The checks of what the machine ran: event log and registers against the allowed images. `judge.ts` runs them. */
-
 import { createHash } from 'node:crypto';
 import { efiGlobalVariable } from '../formats/efi-signature-list.ts';
 import { eventBinding } from '../formats/event-binding.ts';

@@ -1,10 +1,9 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { prepareOutDirectory } from './finish-image.ts';
+import { holdOutDirectory, prepareOutDirectory } from './finish-image.ts';
 
 let directory: string;
 before(async () => {
@@ -19,11 +18,16 @@ describe('the directory that an image goes to', () => {
   });
 
   it('loses what a killed build left, and not what another build is making', async () => {
-    const { pid } = spawnSync('true');
-    const [dead, living] = [`.build-${pid}-0123456789ab`, `.build-${process.pid}-0123456789ab`];
-    for (const name of [dead, living]) await mkdir(join(directory, 'a/b', name));
-    await prepareOutDirectory(join(directory, 'a/b'));
-    assert.deepEqual(await readdir(join(directory, 'a/b')), [living]);
+    const out = join(directory, 'a/b');
+    const unfinished = join(out, '.build-0123456789ab');
+    {
+      await using _held = await holdOutDirectory(out, undefined);
+      await mkdir(unfinished);
+      await assert.rejects(holdOutDirectory(out, AbortSignal.timeout(50)), /aborted/i);
+      assert.deepEqual(await readdir(out), ['.build-0123456789ab', '.lock']);
+    }
+    await using _held = await holdOutDirectory(out, undefined);
+    assert.deepEqual(await readdir(out), ['.lock']);
   });
 
   it('is refused before any work when it cannot be', async () => {

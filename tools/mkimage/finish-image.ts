@@ -5,6 +5,7 @@ import { access, copyFile, mkdir, readdir, rename, rm, stat, writeFile } from 'n
 import { dirname, join, resolve } from 'node:path';
 import type { EnrolmentFiles } from '../../src/formats/secure-boot-enrolment.ts';
 import { fileSha256 } from '../host/cache.ts';
+import { lockFile } from '../host/file-lock.ts';
 import { writeDiskImage } from './disk-image.ts';
 import type { PublicKeys } from './keys.ts';
 import { formatMeasurements, predictMeasurements, withDiskImage } from './measurements.ts';
@@ -66,7 +67,8 @@ export async function finishImage(options: {
   const timed = timer(timings);
   const outDir = resolve(options.outDir);
   await prepareOutDirectory(outDir);
-  const temporary = join(outDir, `.build-${process.pid}-${randomBytes(6).toString('hex')}`);
+  await using _lock = await holdOutDirectory(outDir, signal);
+  const temporary = join(outDir, `.build-${randomBytes(6).toString('hex')}`);
   await mkdir(temporary);
   try {
     const name = imageName(version);
@@ -99,8 +101,8 @@ export async function finishImage(options: {
 }
 
 /**
- * Makes the directory that an image goes to, and takes away what builds left there that were killed. Called before the
- * long work too, which would be in vain when nothing can be written.
+ * Makes the directory that an image goes to. Called before the long work too, which would be in vain when nothing can be
+ * written.
  *
  * @throws Error naming the directory and why nothing can be written to it
  */
@@ -108,16 +110,23 @@ export async function prepareOutDirectory(outDir: string): Promise<void> {
   try {
     await makeDirectory(outDir);
     await access(outDir, constants.W_OK | constants.X_OK);
-    for (const name of await readdir(outDir)) {
-      const pid = /^\.build-(\d+)-[0-9a-f]{12}$/.exec(name)?.[1];
-      if (pid !== undefined && !isRunning(Number(pid))) await rm(join(outDir, name), { recursive: true, force: true });
-    }
   } catch (error) {
     throw new Error(
       `cannot write the image to ${outDir}: ${error instanceof Error ? error.message : String(error)}; choose another --out`,
       { cause: error },
     );
   }
+}
+
+/**
+ * Waits until no other build writes its files there, so that two never mix, and takes away what killed ones left: while
+ * this is held, nothing unfinished is anybody's.
+ */
+export async function holdOutDirectory(outDir: string, signal: AbortSignal | undefined): Promise<AsyncDisposable> {
+  const lock = await lockFile(join(outDir, '.lock'), { signal });
+  for (const name of await readdir(outDir))
+    if (name.startsWith('.build-')) await rm(join(outDir, name), { recursive: true, force: true });
+  return lock;
 }
 
 /** One at a time: Node's own recursive mkdir never ends where a parent answers ENOENT, as in /proc. */
@@ -131,15 +140,6 @@ async function makeDirectory(path: string): Promise<void> {
     // Somebody else was first.
     if (error.code !== 'EEXIST') throw error;
   });
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM';
-  }
 }
 
 /** Each file appears whole; SHA256SUMS last, so whoever finds it finds what it names. */

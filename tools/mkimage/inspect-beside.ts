@@ -6,8 +6,6 @@ import type { UkiInspection } from './inspect.ts';
 const maxJsonBytes = 64 * 1024 * 1024;
 /** Groups of image/packages.json whose bytes are built in: the kernel and the stub are parts of the UKI, no files. */
 const builtInGroups: readonly unknown[] = ['kernel', 'boot'];
-/** Their files are joined into one for each vendor, in a member of the initramfs that the manifest does not list. */
-const microcodePackages: readonly string[] = ['amd64-microcode', 'intel-microcode'];
 
 export interface Beside {
   /** PCR 7 by machine profile, from measurements.json: the image does not hold the keys. */
@@ -46,12 +44,10 @@ function servicesOf(manifest: Record<string, unknown>): string[] {
 function packagesOf(manifest: Record<string, unknown>): NonNullable<Beside['packages']> {
   const files = isRecord(manifest['files']) ? Object.values(manifest['files']).flatMap(list) : [];
   const owners = new Set(files.map(({ origin }) => origin));
-  const isBuiltIn = (name: string, groups: unknown) =>
-    microcodePackages.includes(name) ||
-    (Array.isArray(groups) && groups.some((group) => builtInGroups.includes(group)));
+  const isBuiltIn = (groups: unknown) => Array.isArray(groups) && groups.some((group) => builtInGroups.includes(group));
   return list(manifest['packages']).flatMap(({ name, version, groups }) =>
     typeof name === 'string' && typeof version === 'string'
-      ? [{ name, version, isInImage: owners.has(name) || isBuiltIn(name, groups) }]
+      ? [{ name, version, isInImage: owners.has(name) || isBuiltIn(groups) }]
       : [],
   );
 }

@@ -78,7 +78,10 @@ before(async () => {
       { path: '/etc', type: 'directory' },
       { path: '/usr/bin/etcd', type: 'file', origin: 'etcd-server' },
     ],
-    initramfs: [{ path: '/usr/lib/libc.so.6', type: 'file', origin: 'libc6' }],
+    initramfs: [
+      { path: '/kernel/x86/microcode/GenuineIntel.bin', type: 'file', origin: 'intel-microcode' },
+      { path: '/usr/lib/libc.so.6', type: 'file', origin: 'libc6' },
+    ],
   };
   await writeFile(at('manifest.json'), JSON.stringify({ services: ['etcd'], packages, files }));
   diskPath = at('disk.img');
